@@ -1,0 +1,54 @@
+"""Datasets: where videos lie and what their labels are -> SourceVideo. Add one: a file and a line.
+
+A dataset is a function `(source, options) -> list[SourceVideo]`; it reads names and lists, never
+pixels, and says in an error what tree it expected.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from dfdetect.datasets.base import DatasetOptions
+from dfdetect.datasets.ffpp import ffpp
+from dfdetect.datasets.folder import folder
+from dfdetect.datasets.table import table
+from dfdetect.errors import DfdetectError, unknown
+from dfdetect.manifest import SPLITS, SourceVideo
+
+
+SHELF: dict[str, Callable[[Path, DatasetOptions], list[SourceVideo]]] = {
+    "folder": folder,
+    "table": table,
+    "ffpp": ffpp,
+}
+
+
+def list_source(name: str, source: Path, options: DatasetOptions) -> list[SourceVideo]:
+    """Every video and picture of `source`, sorted by id, ids unique.
+
+    `name` is a line of the shelf, or `auto`: a file is a table, a tree with `original_sequences`
+    or `manipulated_sequences` is ffpp, anything else a folder.
+    """
+    if not source.exists():
+        raise DfdetectError(f"{source}: no such file or folder", "check the path")
+    if name == "auto":
+        official = ("original_sequences", "manipulated_sequences")
+        name = (
+            "table" if source.is_file()
+            else "ffpp" if any((source / sub).is_dir() for sub in official)
+            else "folder"
+        )  # fmt: skip
+    if name not in SHELF:
+        raise unknown("dataset", name, SHELF)
+    videos = sorted(SHELF[name](source, options), key=lambda v: v.video_id)
+    if not videos:
+        raise DfdetectError(f"{source}: no video or picture found in it")
+    ids = [v.video_id for v in videos]
+    if len(set(ids)) != len(ids):
+        twice = next(a for a, b in zip(ids, ids[1:], strict=False) if a == b)
+        raise DfdetectError(f"{source}: {twice} is listed twice", "keep one line per file")
+    for video in videos:
+        if video.split is not None and video.split not in SPLITS:
+            raise DfdetectError(
+                f"{source}: {video.video_id} has split {video.split!r}", f"use {', '.join(SPLITS)}"
+            )
+    return videos

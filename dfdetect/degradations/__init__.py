@@ -1,0 +1,27 @@
+"""Degradations: pictures in, the same pictures at a lower quality out.
+
+A degradation sees every frame (`push`) because video compression works between frames; it returns
+the pictures that are ready, and the rest on `flush`. Add one: a file here, and a line in SHELF.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from dfdetect.degradations.h264 import H264
+from dfdetect.degradations.jpeg import Jpeg
+from dfdetect.degradations.raw import Raw
+from dfdetect.quality import Quality
+from dfdetect.video import Picture, VideoInfo
+
+
+class Degradation(Protocol):
+    def push(self, picture: Picture) -> list[Picture]: ...
+
+    def flush(self) -> list[Picture]: ...
+
+
+SHELF: dict[str, Callable[[int, VideoInfo], Degradation]] = {"raw": Raw, "h264": H264, "jpeg": Jpeg}
+
+
+def make_degradation(quality: Quality, info: VideoInfo) -> Degradation:
+    return SHELF[quality.codec](quality.level, info)

@@ -1,0 +1,88 @@
+"""Files, whole or not at all: atomic writing, the lock on a folder, hashes.
+
+Every writer of the project goes through `write_whole`: a temporary name in the same folder, fsync,
+rename. A reader therefore never meets half a file under a final name.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dfdetect.errors import DfdetectError, ExitCode
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write `content` under `path` completely, or raise and leave `path` as it was.
+
+    Errors: DfdetectError with ExitCode.ENVIRONMENT when the disk is full or not writable.
+    """
+    content = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".tmp-{os.getpid()}-{hashlib.sha1(path.name.encode()).hexdigest()[:12]}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise cannot_write(path, error) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON; NaN and infinity are refused, they are not JSON."""
+    write_whole(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise DfdetectError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise DfdetectError(f"{path}: not valid JSON ({error})", "restore or delete it") from error
+
+
+def cannot_write(path: Path, error: OSError) -> DfdetectError:
+    return DfdetectError(
+        f"{path}: cannot be written ({error.strerror or error})",
+        "free space or choose another --out; rerunning continues",
+        ExitCode.ENVIRONMENT,
+    )
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process alone; the kernel frees the lock however the process ends."""
+    lock = folder / ".lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(descriptor, 32).decode(errors="replace").strip()
+            raise DfdetectError(
+                f"{folder}: another run (process {holder or 'unknown'}) is writing here",
+                "wait for it, or choose another --out",
+                ExitCode.ENVIRONMENT,
+            ) from error
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,220 @@
+"""What prepare writes and train, eval and info read: one row per crop and quality, as Parquet parts.
+
+One part per prepared video, written last: its existence means that the video is finished, and many
+writers can fill one folder without a lock. Quality is a column; `sample_id` joins a crop's qualities.
+"""
+
+import hashlib
+import io
+import random
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dfdetect.errors import DfdetectError
+from dfdetect.files import write_whole
+
+SPLITS = ("train", "val", "test")
+SPLIT_FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}
+
+SCHEMA = pa.schema(
+    [
+        ("path", pa.string()),  # of the crop, relative to the data folder
+        ("sample_id", pa.string()),  # video_id/frame/track: the same crop at every quality
+        ("video_id", pa.string()),
+        ("label", pa.int8()),  # 0 real, 1 fake
+        ("dataset", pa.string()),
+        ("manipulation", pa.string()),  # "real" for reals
+        ("identities", pa.list_(pa.string())),
+        ("split", pa.string()),
+        ("quality", pa.string()),
+        ("frame_index", pa.int32()),
+        ("time_s", pa.float64()),
+        ("track_id", pa.int32()),
+        ("face_px", pa.float32()),  # width of the detected box
+        ("box_xyxy", pa.list_(pa.float32())),
+        ("landmarks", pa.list_(pa.float32())),  # x0 y0 ... x4 y4, frame px
+        ("confidence", pa.float32()),
+        ("source", pa.string()),  # the media file, relative to the source folder
+        ("warnings", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class SourceVideo:
+    """One video or picture as a dataset lists it: where it lies and what its labels are."""
+
+    path: Path
+    video_id: str
+    label: int
+    dataset: str
+    manipulation: str
+    identities: tuple[str, ...]
+    split: str | None = None
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.label not in (0, 1):
+            raise DfdetectError(f"{self.path}: label {self.label!r} is neither 0 (real) nor 1 (fake)")
+
+
+class Sample(NamedTuple):
+    """The columns of one manifest row that training and evaluation need."""
+
+    path: Path
+    sample_id: str
+    video_id: str
+    label: int
+    dataset: str
+    manipulation: str
+    identities: tuple[str, ...]
+    split: str
+    quality: str
+    track_id: int
+
+
+def folder_key(video_id: str) -> str:
+    """A short file name for any video_id: readable, unique, safe on every file system."""
+    digest = hashlib.sha1(video_id.encode("utf-8", "surrogateescape")).hexdigest()[:10]
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", video_id).strip("-")[-48:].lstrip("-")
+    return f"{slug}-{digest}" if slug else digest
+
+
+def part_path(data: Path, video_id: str) -> Path:
+    return data / "manifest" / f"{folder_key(video_id)}.parquet"
+
+
+def write_part(data: Path, video_id: str, rows: Sequence[Mapping]) -> None:
+    """Commit one video: its rows become visible whole."""
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), buffer, compression="zstd")
+    write_whole(part_path(data, video_id), buffer.getvalue())
+
+
+def read_table(data: Path) -> pa.Table:
+    """All parts of a prepared folder as one table.
+
+    Errors: DfdetectError if the folder holds no manifest, or a part is damaged.
+    """
+    parts = sorted((data / "manifest").glob("*.parquet"))
+    if not parts:
+        hint = "make it with `dfdetect prepare SOURCE --out DATA`"
+        raise DfdetectError(f"{data}: not a prepared data folder (no manifest in it)", hint)
+    tables = []
+    for part in parts:
+        try:
+            tables.append(pq.read_table(part, schema=SCHEMA, partitioning=None))
+        except (pa.ArrowException, OSError) as error:
+            raise DfdetectError(
+                f"{part}: damaged manifest part ({error})", "delete it and run prepare again"
+            ) from error
+    return pa.concat_tables(tables)
+
+
+def read_samples(data: Path, split: str | None = None) -> list[Sample]:
+    """Rows of a prepared folder, crops as absolute paths, sorted by sample and quality."""
+    table = read_table(data)
+    names = list(Sample._fields)
+    samples = []
+    for row in table.select(names).to_pylist():
+        if split is not None and row["split"] != split:
+            continue
+        relative = PurePosixPath(row["path"])
+        if relative.is_absolute() or ".." in relative.parts:
+            raise DfdetectError(f"{data}: the manifest names a file outside the folder: {relative}")
+        row["path"] = data / relative
+        row["identities"] = tuple(row["identities"] or ())
+        samples.append(Sample(**row))
+    return sorted(samples, key=lambda s: (s.sample_id, s.quality))
+
+
+def fingerprint(samples: Iterable[Sample]) -> str:
+    """A hash of what was trained on: sample, quality, label and split of every row."""
+    digest = hashlib.sha256()
+    for line in sorted(f"{s.sample_id}\t{s.quality}\t{s.label}\t{s.split}" for s in samples):
+        digest.update(line.encode("utf-8", "surrogateescape") + b"\n")
+    return digest.hexdigest()[:16]
+
+
+# --- splits ----------------------------------------------------------------------------------
+
+
+def assign_splits(
+    videos: Sequence[SourceVideo], seed: int, fixed: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """A split for every video_id, so that no identity has videos in two splits.
+
+    Videos joined by identities form components, and a component stays whole. Those with a split of
+    their own (official, or `fixed` by an earlier run) keep it; the others are dealt, largest first
+    and shuffled by `seed`, to the split that is relatively emptiest among components of its kind.
+    """
+    fixed = dict(fixed or {})
+    fixed |= {v.video_id: v.split for v in videos if v.split and v.video_id not in fixed}
+    splits = {v.video_id: fixed[v.video_id] for v in videos if v.video_id in fixed}
+    kinds: dict[tuple, list[list[SourceVideo]]] = defaultdict(list)
+    for component in _components(videos):
+        given = {splits[v.video_id] for v in component if v.video_id in splits}
+        if len(given) == 1:
+            splits |= {v.video_id: next(iter(given)) for v in component}
+        elif not given:
+            kinds[tuple(sorted({v.label for v in component}))].append(component)
+        else:  # crosses splits already; check_leaks names it, the rest follows its first split
+            first = next(splits[v.video_id] for v in component if v.video_id in splits)
+            splits |= {v.video_id: first for v in component if v.video_id not in splits}
+    for kind in sorted(kinds):
+        components = kinds[kind]
+        random.Random(f"{seed}/{kind}").shuffle(components)
+        components.sort(key=len, reverse=True)
+        filled = dict.fromkeys(SPLITS, 0)
+        for component in components:
+            emptiest = min(SPLITS, key=lambda s: filled[s] / SPLIT_FRACTIONS[s])
+            filled[emptiest] += len(component)
+            splits |= {v.video_id: emptiest for v in component}
+    return splits
+
+
+def identity_leaks(pairs: Iterable[tuple[Iterable[str], str]]) -> dict[str, set[str]]:
+    """Identities that appear in more than one split: {identity: splits}. `pairs`: (identities, split)."""
+    seen: dict[str, set[str]] = defaultdict(set)
+    for identities, split in pairs:
+        for identity in identities:
+            seen[identity].add(split)
+    return {identity: splits for identity, splits in sorted(seen.items()) if len(splits) > 1}
+
+
+def refuse_leaks(pairs: Iterable[tuple[Iterable[str], str]], where: str, option: str) -> None:
+    """Errors: DfdetectError naming the identities that cross splits."""
+    leaks = identity_leaks(pairs)
+    if leaks:
+        shown = ", ".join(f"{i} ({'+'.join(sorted(s))})" for i, s in list(leaks.items())[:8])
+        more = f" and {len(leaks) - 8} more" if len(leaks) > 8 else ""
+        raise DfdetectError(
+            f"{where}: {len(leaks)} identities are in more than one split: {shown}{more}",
+            f"give every identity one split, or accept the leak with {option}",
+        )
+
+
+def _components(videos: Sequence[SourceVideo]) -> list[list[SourceVideo]]:
+    """Groups of videos connected through identities, in order of first appearance (union-find)."""
+    parent: dict[str, str] = {}
+
+    def root(node: str) -> str:
+        while parent.setdefault(node, node) != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    for video in videos:
+        for identity in video.identities:
+            parent[root(f"identity {identity}")] = root(f"video {video.video_id}")
+    groups: dict[str, list[SourceVideo]] = defaultdict(list)
+    for video in videos:
+        groups[root(f"video {video.video_id}")].append(video)
+    return list(groups.values())

@@ -1,0 +1,493 @@
+"""Videos and pictures in, decoded frames out; frames in, H.264 out. The only file that imports av.
+
+Strangers' files are opened by a recipe that keeps libav to that one file: regular files only, a
+sniffed type, a nameless file object, short lists of protocols and containers, a limit on pixels.
+Decoding uses one thread: with several, a damaged file gives other pictures on every run.
+A still picture is a video of one frame, so everything downstream knows only frames.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import stat
+import warnings as python_warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+
+from dfdetect.errors import DfdetectError
+
+av.logging.set_level(None)  # damaged files are reported once, by us, with their name
+log = logging.getLogger(__name__)
+
+VIDEO_SUFFIXES = frozenset(
+    ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .mts .m2ts .flv .wmv .asf .3gp .gif".split()
+)
+IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .webp .bmp .tif .tiff .avif".split())
+MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
+
+MAX_PIXELS = 40_000_000
+"""Largest picture that is decoded, in pixels of one frame."""
+MAX_BYTES = 4 << 30
+"""Largest file that is opened."""
+
+_CONTAINERS = "mov,matroska,webm,avi,mpegts,mpeg,flv,asf,gif"
+_PICTURES = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "AVIF")
+_FFMPEG_ERRORS = (av.error.FFmpegError, ValueError, IndexError, UnicodeDecodeError)
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What the container says of itself. `n_frames` and `duration_s` are claims, None if absent."""
+
+    path: Path
+    width: int
+    height: int
+    frame_rate: Fraction
+    duration_s: float | None
+    n_frames: int | None
+    codec: str
+    pix_fmt: str
+    is_still: bool
+
+
+class Frame(NamedTuple):
+    """One decoded frame, upright. `image` is uint8 [H,W,3] RGB; `index` counts decoded frames."""
+
+    index: int
+    time_s: float
+    image: np.ndarray
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded frame before conversion to RGB, so that re-encoding can start from its YUV."""
+
+    index: int
+    time_s: float
+    yuv: av.VideoFrame
+    orientation: tuple[int, int, int, int] = (1, 0, 0, 1)
+
+    def rgb(self) -> np.ndarray:
+        """uint8 [H,W,3] RGB, turned upright by the display matrix."""
+        image = _upright(self.yuv.to_ndarray(format="rgb24"), self.orientation)
+        return np.ascontiguousarray(image)
+
+    def frame(self) -> Frame:
+        return Frame(self.index, self.time_s, self.rgb())
+
+
+class Media:
+    """An open video or picture: `info`, `count_frames()`, `pictures()`, and `warnings` it collected."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self.warnings: list[str] = []
+        self._descriptor = descriptor
+        self._still = _read_still(path, descriptor)
+        if self._still is not None:
+            image, note, codec = self._still
+            if note:
+                self.warnings.append(note)
+            height, width = image.shape[:2]
+            self.info = VideoInfo(path, width, height, Fraction(25), None, 1, codec, "rgb24", True)
+        else:
+            with self._container() as (container, stream):
+                self.info = _info(path, container, stream)
+
+    def count_frames(self) -> int:
+        """Frames the container holds, by walking its packets without decoding them.
+
+        Usually what will decode; an edit list, damage or a cut make it an estimate.
+        """
+        if self._still is not None:
+            return 1
+        count = 0
+        with self._container() as (container, stream), contextlib.suppress(*_FFMPEG_ERRORS):
+            for packet in container.demux(stream):
+                count += bool(packet.size) and not packet.is_discard
+        return count
+
+    def pictures(self) -> Iterator[Picture]:
+        """Every frame that decodes, in order. Damage is skipped and noted in `warnings`.
+
+        Errors: DfdetectError when nothing decodes, or a frame is larger than MAX_PIXELS.
+        """
+        if self._still is not None:
+            image = np.ascontiguousarray(self._still[0])
+            yield Picture(0, 0.0, av.VideoFrame.from_ndarray(image, format="rgb24"))
+            return
+        index, damaged, cut = 0, 0, ""
+        with self._container() as (container, stream):
+            packets = container.demux(stream)
+            while True:
+                try:
+                    packet = next(packets, None)
+                except _FFMPEG_ERRORS as error:
+                    cut = _reason(error)
+                    break
+                if packet is None:
+                    break
+                try:
+                    frames = packet.decode()
+                except _FFMPEG_ERRORS as error:
+                    damaged += 1
+                    log.debug("%s: packet skipped: %s", self.path, error)
+                    continue
+                for yuv in frames:
+                    _check_pixels(self.path, yuv.width, yuv.height)
+                    damaged += bool(yuv.is_corrupt)
+                    time_s = yuv.time
+                    if time_s is None or not np.isfinite(time_s):
+                        time_s = float(index / self.info.frame_rate)
+                    yield Picture(index, float(time_s), yuv, _orientation(yuv))
+                    index += 1
+        if index == 0:
+            raise DfdetectError(
+                f"{self.path}: no frame could be decoded" + (f" ({cut})" if cut else ""),
+                "the file is damaged or empty; get it again from its source",
+            )
+        if damaged:
+            self._warn(f"{damaged} damaged packets or frames; the rest was used")
+        if cut:
+            self._warn(f"the file is cut after frame {index} ({cut})")
+        elif self.info.n_frames and index < self.info.n_frames:
+            self._warn(f"{index} of {self.info.n_frames} announced frames decode")
+
+    def _warn(self, note: str) -> None:
+        if note not in self.warnings:
+            self.warnings.append(note)
+
+    @contextlib.contextmanager
+    def _container(self) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+        try:
+            container = av.open(
+                _Nameless(self._descriptor),
+                container_options={
+                    "protocol_whitelist": "none",
+                    "format_whitelist": _CONTAINERS,
+                    "max_streams": "100",
+                    "probesize": "5000000",
+                },
+                io_open=_deny,
+                metadata_errors="replace",
+            )
+        except (*_FFMPEG_ERRORS, OSError) as error:
+            raise DfdetectError(
+                f"{self.path}: not a video or picture in a supported format ({_reason(error)})",
+                "supported: MP4, MOV, MKV, WebM, AVI, MPEG, FLV, WMV, GIF; JPEG, PNG, WebP, BMP, TIFF",
+            ) from error
+        with container:
+            streams = [s for s in container.streams.video if s.codec_context is not None]
+            moving = [s for s in streams if not s.disposition & av.stream.Disposition.attached_pic]
+            if not moving:
+                raise DfdetectError(f"{self.path}: holds no video stream that can be decoded")
+            stream = moving[0]
+            if stream.codec_context.width and stream.codec_context.height:
+                _check_pixels(self.path, stream.codec_context.width, stream.codec_context.height)
+            stream.thread_type = "NONE"
+            stream.codec_context.thread_count = 1
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+            yield container, stream
+
+
+@contextlib.contextmanager
+def open_media(path: str | Path) -> Iterator[Media]:
+    """Open a video or picture by the safe recipe of the module's head.
+
+    Errors: DfdetectError naming the file and the cause (missing, a device, empty, not media).
+    """
+    path = Path(path)
+    descriptor = _open_regular(path)
+    try:
+        yield Media(path, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """What the container says; reads headers only."""
+    with open_media(path) as media:
+        return media.info
+
+
+def sample_indices(n_frames: int, n_wanted: int) -> list[int]:
+    """`n_wanted` frame indices at the centres of equal stretches of 0..n_frames-1 (all, if fewer)."""
+    return sorted({(2 * i + 1) * n_frames // (2 * n_wanted) for i in range(n_wanted)} - {n_frames})
+
+
+def sample_frames(media: Media, n_wanted: int) -> Iterator[Frame]:
+    """`n_wanted` frames spread evenly over those that decode, in one sequential pass.
+
+    The packet count tells where they lie; when fewer or more frames decode than packets promised,
+    the choice is made again over the true count.
+    """
+    n_frames = media.count_frames()
+    chosen = set(sample_indices(n_frames, n_wanted)) if n_frames else set()
+    frames, n_decoded = [], 0
+    for picture in media.pictures():
+        n_decoded += 1
+        if picture.index in chosen:
+            frames.append(picture.frame())
+    if n_decoded != n_frames:
+        chosen = set(sample_indices(n_decoded, n_wanted))
+        frames = (picture.frame() for picture in media.pictures() if picture.index in chosen)
+    yield from frames
+
+
+class H264Loop:
+    """Push pictures through libx264 at one CRF and straight back through the decoder.
+
+    The whole stream must pass, because compression works between frames; what comes out has the
+    indices of what went in. preset medium, one thread, `cpu-independent=1`: the same bits on every
+    machine. 4:2:0 needs even sides, so an odd last row or column is cut off.
+    """
+
+    def __init__(self, crf: int, frame_rate: Fraction) -> None:
+        self._crf = crf
+        self._rate = Fraction(frame_rate) if 1 <= frame_rate <= 240 else Fraction(25)
+        self._rate = self._rate.limit_denominator(1001)
+        self._encoder: av.VideoCodecContext | None = None
+        self._decoder = av.CodecContext.create("h264", "r")
+        self._decoder.thread_count = 1
+        self._sent: list[tuple[int, float, tuple[int, int, int, int]]] = []
+        self._n_back = 0
+
+    def push(self, picture: Picture) -> list[Picture]:
+        """Encode one picture; returns those that came out meanwhile (later, in order)."""
+        yuv = _as_420(picture.yuv)
+        if self._encoder is None:
+            self._encoder = _h264_encoder(yuv, self._rate, self._crf)
+        elif (self._encoder.width, self._encoder.height) != (yuv.width, yuv.height):
+            raise DfdetectError(
+                f"frame size changes at frame {picture.index} from "
+                f"{self._encoder.width}x{self._encoder.height} to {yuv.width}x{yuv.height}",
+                "cut the video into parts of one size, or prepare it with --qualities raw",
+            )
+        yuv.pts, yuv.time_base, yuv.pict_type = len(self._sent), 1 / self._rate, 0
+        self._sent.append((picture.index, picture.time_s, picture.orientation))
+        return self._back(self._encoder.encode(yuv))
+
+    def flush(self) -> list[Picture]:
+        """The pictures still inside the encoder and decoder."""
+        if self._encoder is None:
+            return []
+        return [*self._back(self._encoder.encode(None)), *self._collect(self._decoder.decode(None))]
+
+    def _back(self, packets: Sequence[av.Packet]) -> list[Picture]:
+        return [p for packet in packets for p in self._collect(self._decoder.decode(packet))]
+
+    def _collect(self, frames: Sequence[av.VideoFrame]) -> list[Picture]:
+        pictures = [
+            Picture(index, time_s, yuv, orientation)
+            for yuv, (index, time_s, orientation) in zip(frames, self._sent[self._n_back :], strict=False)
+        ]
+        self._n_back += len(frames)
+        return pictures
+
+
+def write_video(images: Sequence[np.ndarray], frame_rate: int, crf: int = 12) -> bytes:
+    """An MP4 of uint8 RGB images [H,W,3] (even sides), H.264 yuv420p; returns the file's bytes."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        height, width = images[0].shape[:2]
+        stream = container.add_stream("libx264", rate=frame_rate)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.options = _x264_options(crf)
+        stream.codec_context.thread_count = 1
+        for index, image in enumerate(images):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            frame.pts = index
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+# --- opening ---------------------------------------------------------------------------------
+
+
+class _Nameless:
+    """A file without a name, so that libav cannot look for its siblings."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._file = os.fdopen(os.dup(descriptor), "rb", buffering=1 << 16)
+        self._file.seek(0)
+
+    def read(self, size: int) -> bytes:
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _deny(url: str, flags: object, options: object) -> None:
+    raise PermissionError("the file asks for another file")
+
+
+def _open_regular(path: Path) -> int:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except (OSError, ValueError) as error:
+        cause = "no such file" if isinstance(error, FileNotFoundError) else _reason(error)
+        raise DfdetectError(f"{path}: {cause}", "check the path and its permissions") from error
+    status = os.fstat(descriptor)
+    problem = (
+        "a folder, not a file" if stat.S_ISDIR(status.st_mode)
+        else "not a regular file" if not stat.S_ISREG(status.st_mode)
+        else "an empty file" if status.st_size == 0
+        else f"larger than {MAX_BYTES >> 30} GiB" if status.st_size > MAX_BYTES
+        else ""
+    )  # fmt: skip
+    if problem:
+        os.close(descriptor)
+        raise DfdetectError(f"{path}: {problem}", "give a video or picture file")
+    return descriptor
+
+
+def _info(path: Path, container: av.container.InputContainer, stream: av.VideoStream) -> VideoInfo:
+    rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+    seconds = container.duration / 1e6 if container.duration else None
+    codec = stream.codec_context
+    return VideoInfo(
+        path, codec.width, codec.height, Fraction(rate) or Fraction(25), seconds,
+        stream.frames or None, codec.name, codec.pix_fmt or "unknown", False,
+    )  # fmt: skip
+
+
+def _check_pixels(path: Path, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise DfdetectError(
+            f"{path}: pictures of {width}x{height} exceed the limit of {MAX_PIXELS // 10**6} megapixels",
+            "scale it down first",
+        )
+
+
+def _reason(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return "unknown container" if text == "Invalid argument" else text[0].lower() + text[1:]
+
+
+# --- still pictures --------------------------------------------------------------------------
+
+
+def _is_picture(head: bytes) -> bool:
+    return (
+        head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*"))
+        or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+        or head[4:12] in (b"ftypavif", b"ftypavis")
+    )
+
+
+def _read_still(path: Path, descriptor: int) -> tuple[np.ndarray, str, str] | None:
+    """(RGB image upright, a note, codec), or None if the file does not start like a picture.
+
+    Transparency is ignored (the colours below it are used); of an animation the first frame counts.
+    """
+    head = os.pread(descriptor, 16, 0)
+    if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"mif1"):
+        raise DfdetectError(f"{path}: HEIC pictures are not supported", "convert it to JPEG or PNG")
+    if not _is_picture(head):
+        return None
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with python_warnings.catch_warnings(), os.fdopen(os.dup(descriptor), "rb") as file:
+            python_warnings.simplefilter("ignore")
+            file.seek(0)
+            with Image.open(file, formats=_PICTURES) as picture:
+                _check_pixels(path, *picture.size)
+                codec = (picture.format or "picture").lower()
+                animated = getattr(picture, "is_animated", False) and picture.format != "MPO"
+                picture.load()
+                upright = ImageOps.exif_transpose(picture)
+                image = _to_rgb8(upright)
+    except UnidentifiedImageError as error:
+        raise DfdetectError(f"{path}: not a readable picture", "get it again from its source") from error
+    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
+        raise DfdetectError(
+            f"{path}: the picture is damaged or cut ({_reason(error)})", "get it again from its source"
+        ) from error
+    return image, "an animated picture: only its first frame was used" if animated else "", codec
+
+
+def _to_rgb8(picture: "PIL.Image.Image") -> np.ndarray:  # noqa: F821
+    if picture.mode.startswith(("I", "F")):  # 16 or 32 bits a channel: scale, do not clip
+        values = np.asarray(picture, dtype=np.float64)
+        top = 65535.0 if values.max(initial=0) > 255 else 255.0
+        grey = np.clip(values / top * 255, 0, 255).round().astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=-1)
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        return np.asarray(picture.convert("RGBA"))[..., :3]
+    return np.asarray(picture.convert("RGB"))
+
+
+# --- frames ----------------------------------------------------------------------------------
+
+
+def _orientation(yuv: av.VideoFrame) -> tuple[int, int, int, int]:
+    """Signs of the 2x2 part of the display matrix; it can mirror as well as turn."""
+    for side in yuv.side_data:
+        if side.type.name == "DISPLAYMATRIX":
+            matrix = np.frombuffer(bytes(side), dtype="<i4")
+            if len(matrix) >= 5:
+                a, b, c, d = (int(np.sign(matrix[i])) for i in (0, 1, 3, 4))
+                turned = abs(int(matrix[0])) < abs(int(matrix[1]))
+                return (0, b or 1, c or 1, 0) if turned else (a or 1, 0, 0, d or 1)
+    return (1, 0, 0, 1)
+
+
+def _upright(image: np.ndarray, orientation: tuple[int, int, int, int]) -> np.ndarray:
+    """The display matrix sends (x, y) to (a x + c y, b x + d y)."""
+    a, b, c, d = orientation
+    if a == 0:
+        image, x_sign, y_sign = image.transpose(1, 0, 2), c, b
+    else:
+        x_sign, y_sign = a, d
+    return image[:: y_sign or 1, :: x_sign or 1]
+
+
+def _as_420(yuv: av.VideoFrame) -> av.VideoFrame:
+    """8-bit 4:2:0 with even sides; the frame itself where it is that already."""
+    even = (yuv.width // 2 * 2, yuv.height // 2 * 2)
+    if min(even) < 2:
+        raise DfdetectError(f"a frame of {yuv.width}x{yuv.height} is too small for H.264")
+    if (yuv.width, yuv.height) == even and yuv.format.name in ("yuv420p", "yuvj420p"):
+        return yuv
+    if (yuv.width, yuv.height) != even:
+        planes = _converted(yuv, "yuv444p")
+        cropped = np.ascontiguousarray(planes.to_ndarray()[:, : even[1], : even[0]])
+        yuv = av.VideoFrame.from_ndarray(cropped, format="yuv444p")
+        yuv.color_range, yuv.colorspace = planes.color_range, planes.colorspace
+    return _converted(yuv, "yuv420p")
+
+
+def _converted(yuv: av.VideoFrame, pix_fmt: str) -> av.VideoFrame:
+    if yuv.format.is_rgb or yuv.format.has_palette or len(yuv.format.components) < 3:
+        return yuv.reformat(format=pix_fmt, dst_colorspace="ITU601", dst_color_range="MPEG")
+    return yuv.reformat(format=pix_fmt)
+
+
+def _x264_options(crf: int) -> dict[str, str]:
+    return {"preset": "medium", "crf": str(crf), "x264-params": "cpu-independent=1"}
+
+
+def _h264_encoder(yuv: av.VideoFrame, rate: Fraction, crf: int) -> av.VideoCodecContext:
+    encoder = av.CodecContext.create("libx264", "w")
+    encoder.width, encoder.height, encoder.pix_fmt = yuv.width, yuv.height, yuv.format.name
+    encoder.time_base, encoder.framerate = 1 / rate, rate
+    encoder.color_range, encoder.colorspace = yuv.color_range, yuv.colorspace
+    encoder.thread_count = 1
+    encoder.options = _x264_options(crf)
+    return encoder
