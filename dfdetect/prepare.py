@@ -156,7 +156,7 @@ def prepare(
     started = time.monotonic()
     todo = plan(source, out, recipe, dataset, options, seed, allow_identity_overlap)
     with folder_lock(out):
-        _write_recipe(out, recipe, seed)
+        _write_recipe(out, recipe, seed, allow_identity_overlap)
         summary = PrepareSummary(n_videos=len(todo.videos), n_skipped=len(todo.finished))
         waiting = [v for v in todo.videos if v.video_id not in todo.finished]
         try:
@@ -200,6 +200,10 @@ def prepare_video(
             raise
         named = error.message if str(video.path) in error.message else f"{video.path}: {error.message}"
         return Done(video, [], _failure(video, "error", named, error.hint), stage_s)
+    except Exception as error:  # a decoder's surprise on one file must not end the batch
+        log.debug("%s", video.path, exc_info=True)
+        cause = f"{video.path}: unexpected {type(error).__name__}: {error}"
+        return Done(video, [], _failure(video, "error", cause, "please report it"), stage_s)
 
 
 # --- one video -------------------------------------------------------------------------------
@@ -416,13 +420,18 @@ def _refuse_other_recipe(out: Path, recipe: PrepareRecipe) -> None:
             )
 
 
-def _write_recipe(out: Path, recipe: PrepareRecipe, seed: int) -> None:
+def _write_recipe(out: Path, recipe: PrepareRecipe, seed: int, overlap_allowed: bool) -> None:
     import av
 
     if not (out / "prepare.json").exists():
         versions = {"dfdetect": __version__, "av": av.__version__, "opencv": cv2.__version__}
         versions["libavcodec"] = ".".join(map(str, av.library_versions["libavcodec"]))
-        content = {"recipe": recipe.as_dict(), "split_seed": seed, "versions": versions}
+        content = {
+            "recipe": recipe.as_dict(),
+            "split_seed": seed,
+            "identity_overlap_allowed": overlap_allowed,
+            "versions": versions,
+        }
         write_json(out / "prepare.json", content)
 
 

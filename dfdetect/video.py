@@ -38,7 +38,7 @@ MAX_BYTES = 4 << 30
 """Largest file that is opened."""
 
 _CONTAINERS = "mov,matroska,webm,avi,mpegts,mpeg,flv,asf,gif"
-_PICTURES = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "AVIF")
+_PICTURES = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "AVIF")
 _FFMPEG_ERRORS = (av.error.FFmpegError, ValueError, IndexError, UnicodeDecodeError)
 
 
@@ -215,6 +215,15 @@ def probe(path: str | Path) -> VideoInfo:
     """What the container says; reads headers only."""
     with open_media(path) as media:
         return media.info
+
+
+def media_below(root: Path) -> list[Path]:
+    """Media files below `root`, by suffix, sorted; links to folders are not followed."""
+    found = []
+    for parent, folders, names in os.walk(root):
+        folders.sort()
+        found += [Path(parent, n) for n in names if Path(n).suffix.lower() in MEDIA_SUFFIXES]
+    return sorted(found)
 
 
 def sample_indices(n_frames: int, n_wanted: int) -> list[int]:

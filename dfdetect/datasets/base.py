@@ -1,13 +1,11 @@
-"""What every dataset file starts from: the user's options, media below a folder, CSV rows."""
+"""What every dataset file starts from: the user's options, and CSV rows."""
 
 import csv
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dfdetect.errors import DfdetectError
-from dfdetect.video import MEDIA_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -17,15 +15,6 @@ class DatasetOptions:
     splits: Path | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     where: Mapping[str, str] = field(default_factory=dict)
-
-
-def media_below(root: Path) -> list[Path]:
-    """Media files below `root`, by suffix, sorted; links to folders are not followed."""
-    found = []
-    for parent, folders, names in os.walk(root):
-        folders.sort()
-        found += [Path(parent, n) for n in names if Path(n).suffix.lower() in MEDIA_SUFFIXES]
-    return sorted(found)
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

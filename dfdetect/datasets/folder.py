@@ -6,9 +6,10 @@ real file they were made from: `real/ann.mp4` and `fake/swap/ann.mp4` stay in on
 
 from pathlib import Path
 
-from dfdetect.datasets.base import DatasetOptions, media_below, read_csv
+from dfdetect.datasets.base import DatasetOptions, read_csv
 from dfdetect.errors import DfdetectError
 from dfdetect.manifest import SourceVideo
+from dfdetect.video import media_below
 
 EXPECTED = "expected real/**/*.mp4 and fake/<manipulation>/**/*.mp4 (pictures too) in it"
 

@@ -1,0 +1,180 @@
+"""Prepared crops -> batches: pairs of qualities, augmentation, order of an epoch, loaders.
+
+Everything random is a function of (seed, epoch, sample), so a run that resumes in the middle of an
+epoch sees exactly what it would have seen.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dfdetect.errors import DfdetectError
+from dfdetect.manifest import Sample
+from dfdetect.presets import Augment
+
+
+class Batch(NamedTuple):
+    """images [B,Q,3,S,S] RGB (uint8 from the loader, float 0..1 after `to_device`), labels [B] and
+    domains [B] int64 (0 real), sample_ids; Q qualities of each sample, in the preset's order."""
+
+    images: Tensor
+    labels: Tensor
+    domains: Tensor
+    sample_ids: list[str]
+
+    def to_device(self, device: torch.device | str) -> "Batch":
+        images = self.images.to(device, non_blocking=True).float().div_(255)
+        return Batch(images, self.labels.to(device), self.domains.to(device), self.sample_ids)
+
+
+def to_input(crop: np.ndarray, size: int) -> np.ndarray:
+    """A crop uint8 [H,W,3] at the network's side; the one resize of training, eval and scan."""
+    if crop.shape[:2] == (size, size):
+        return crop
+    shrinks = size < crop.shape[0]
+    return cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def read_crop(path: Path) -> np.ndarray:
+    """uint8 [H,W,3] RGB. Errors: DfdetectError naming the file if it is missing or damaged."""
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None
+    if image is None:
+        state = "damaged" if path.exists() else "missing"
+        raise DfdetectError(
+            f"{path}: {state} face crop",
+            "delete this video's part in manifest/ and run prepare again",
+        )
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+class PairedCrops(Dataset):
+    """One item per sample: its crops at every quality. Indexed by (epoch, position)."""
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        qualities: Sequence[str],
+        domains: Sequence[str],
+        image_size: int,
+        augment: Augment,
+        seed: int,
+    ) -> None:
+        """Errors: DfdetectError if a sample lacks one of the qualities."""
+        groups: dict[str, dict[str, Sample]] = {}
+        for sample in samples:
+            if sample.quality in qualities:
+                groups.setdefault(sample.sample_id, {})[sample.quality] = sample
+        for sample_id, group in groups.items():
+            if missing := [q for q in qualities if q not in group]:
+                raise DfdetectError(
+                    f"{sample_id} has no crop at quality {missing[0]}",
+                    "prepare the data with all the preset's qualities, or --set qualities=...",
+                )
+        self.groups = [[group[q] for q in qualities] for group in groups.values()]
+        self.labels = np.array([g[0].label for g in self.groups], np.int64)
+        self.domains = np.array([domains.index(g[0].manipulation) for g in self.groups], np.int64)
+        self._image_size, self._augment, self._seed = image_size, augment, seed
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, int, int, str]:
+        epoch, position = key
+        group = self.groups[position]
+        rng = np.random.default_rng([self._seed, epoch, position])
+        crops = np.stack([read_crop(sample.path) for sample in group])
+        crops = augmented(crops, self._augment, rng)
+        images = np.stack([to_input(crop, self._image_size) for crop in crops])
+        return images, int(self.labels[position]), int(self.domains[position]), group[0].sample_id
+
+
+def augmented(crops: np.ndarray, options: Augment, rng: np.random.Generator) -> np.ndarray:
+    """One draw for all qualities: uint8 [Q,H,W,3] -> uint8 [Q,h,w,3]."""
+    if options.flip and rng.random() < options.flip:
+        crops = crops[:, :, ::-1]
+    if options.scale:
+        side = crops.shape[1]
+        cut = round(side * (1 - options.scale * rng.random()))
+        top, left = rng.integers(0, side - cut + 1, 2)
+        crops = crops[:, top : top + cut, left : left + cut]
+    if options.brightness or options.contrast:
+        gain = 1 + options.contrast * rng.uniform(-1, 1)
+        bias = 255 * options.brightness * rng.uniform(-1, 1)
+        crops = np.clip(crops * gain + bias, 0, 255).round().astype(np.uint8)
+    return np.ascontiguousarray(crops)
+
+
+def epoch_order(
+    labels: np.ndarray, domains: np.ndarray, sampler: str, seed: int, epoch: int, n: int
+) -> np.ndarray:
+    """`n` positions for one epoch, int [n].
+
+    shuffle: every sample once before any comes twice; uniform: with replacement; class_balanced
+    and domain_balanced: with replacement, each class or domain equally often.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    if sampler == "shuffle":
+        rounds = [rng.permutation(len(labels)) for _ in range(-(-n // len(labels)))]
+        return np.concatenate(rounds)[:n]
+    if sampler == "uniform":
+        return rng.integers(0, len(labels), n)
+    groups = labels if sampler == "class_balanced" else domains
+    members = [np.flatnonzero(groups == value) for value in np.unique(groups)]
+    turns = rng.permutation(np.arange(n) % len(members))
+    return np.array([rng.choice(members[turn]) for turn in turns])
+
+
+def training_batches(
+    crops: PairedCrops, sampler: str, seed: int, epoch: int, n_steps: int, batch_size: int,
+    first_step: int = 0, rank: int = 0, n_ranks: int = 1, workers: int = 0,
+) -> Iterator[Batch]:  # fmt: skip
+    """Batches first_step..n_steps of one epoch, for one of `n_ranks` processes."""
+    order = epoch_order(
+        crops.labels, crops.domains, sampler, seed, epoch, n_steps * batch_size * n_ranks
+    )
+    mine = order.reshape(n_steps, n_ranks, batch_size)[first_step:, rank]
+    keys = [[(epoch, int(position)) for position in step] for step in mine]
+    return iter(
+        DataLoader(
+            crops, batch_sampler=keys, num_workers=workers, collate_fn=_collate,
+            multiprocessing_context="spawn" if workers else None,
+            pin_memory=torch.cuda.is_available(),
+        )
+    )  # fmt: skip
+
+
+class Crops(Dataset):
+    """One item per manifest row, for scoring: uint8 [S,S,3]."""
+
+    def __init__(self, samples: Sequence[Sample], image_size: int) -> None:
+        self._paths, self._image_size = [s.path for s in samples], image_size
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, position: int) -> np.ndarray:
+        return to_input(read_crop(self._paths[position]), self._image_size)
+
+
+def default_workers() -> int:
+    """Loader processes that leave the training process a core; none on a small machine."""
+    cores = os.cpu_count() or 1
+    return 0 if cores <= 4 else min(16, cores - 2)
+
+
+def images_to_tensor(images: Sequence[np.ndarray]) -> Tensor:
+    """uint8 images [S,S,3] -> uint8 tensor [N,3,S,S]."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+
+
+def _collate(items: list[tuple[np.ndarray, int, int, str]]) -> Batch:
+    images, labels, domains, ids = zip(*items, strict=True)
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 1, 4, 2, 3).contiguous()
+    return Batch(pixels, torch.tensor(labels), torch.tensor(domains), list(ids))

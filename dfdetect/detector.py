@@ -1,0 +1,173 @@
+"""Detector: face crops in, one logit out. The only file that imports timm.
+
+A backbone from timm, a head, and the normalisation as buffers, so that a checkpoint carries its own.
+Two heads: `linear` (timm's pooled classifier with two logits, QAD Eq. 1) and `attention` (DID: the
+deepfake attention, then a small network on the attended features).
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from dfdetect.errors import DfdetectError, unknown
+
+REC601 = (0.299, 0.587, 0.114)
+Head = Literal["linear", "attention"]
+
+
+class Features(NamedTuple):
+    """`final` [N,C,h,w] before pooling, and `taps`, the maps at the strides asked for."""
+
+    final: Tensor
+    taps: list[Tensor]
+
+
+class Detector(nn.Module):
+    """forward(images [N,3,S,S] RGB in 0..1) -> logits [N], positive = fake."""
+
+    def __init__(
+        self,
+        backbone: str,
+        image_size: int,
+        colour: Literal["rgb", "gray"] = "rgb",
+        head: Head = "linear",
+        attention: Literal["product", "sum"] = "product",
+        weights: str = "none",
+    ) -> None:
+        """`attention`: how the attention head joins its two branches.
+
+        `weights`: `pretrained` (fetched by timm), `none`, or a file of this backbone's weights.
+
+        Errors: DfdetectError for an unknown backbone or weights that cannot be had.
+        """
+        super().__init__()
+        self.settings = {
+            "backbone": backbone, "image_size": image_size, "colour": colour,
+            "head": head, "attention": attention,
+        }  # fmt: skip
+        self.image_size, self.colour = image_size, colour
+        self.backbone = _make_backbone(backbone, colour, 2 if head == "linear" else 0, weights)
+        mean, std = (torch.tensor(self.backbone.pretrained_cfg[k]) for k in ("mean", "std"))
+        if colour == "gray":
+            mean, std = mean.mean().view(1), std.mean().view(1)
+            self.register_buffer("to_gray", torch.tensor(REC601).view(1, 3, 1, 1))
+        self.register_buffer("mean", mean.view(1, -1, 1, 1))
+        self.register_buffer("std", std.view(1, -1, 1, 1))
+        self.strides = [stage["reduction"] for stage in self.backbone.feature_info]
+        self.n_features = self.backbone.num_features
+        if head == "attention":
+            self.attention = FeatureAttention(self.n_features, attention)
+            self.classifier = pooled_mlp(self.n_features, 1)
+
+    @property
+    def head(self) -> Head:
+        return self.settings["head"]
+
+    def features(self, images: Tensor, strides: Sequence[int] = ()) -> Features:
+        """Maps of images [N,3,S,S] in 0..1; `strides` names the taps, for example (8, 16, 32)."""
+        if self.colour == "gray":
+            images = (images * self.to_gray).sum(1, keepdim=True)
+        normalised = (images - self.mean) / self.std
+        if not strides:
+            return Features(self.backbone.forward_features(normalised), [])
+        # The deepest map of each stride, as timm numbers its stages.
+        last = {stride: index for index, stride in enumerate(self.strides)}
+        final, maps = self.backbone.forward_intermediates(
+            normalised, indices=[last[stride] for stride in sorted(strides)]
+        )
+        return Features(final, maps)
+
+    def class_logits(self, final: Tensor) -> Tensor:
+        """[N,C,h,w] -> [N,2] logits of (real, fake); the linear head only."""
+        return self.backbone.forward_head(final)
+
+    def attended(self, final: Tensor) -> tuple[Tensor, Tensor]:
+        """(I_df, I_os): deepfake features and the rest, which sum to `final` (DID section 3)."""
+        mask = self.attention(final)
+        deepfake = mask * final
+        return deepfake, final - deepfake
+
+    def forward(self, images: Tensor) -> Tensor:
+        final = self.features(images).final
+        if self.head == "attention":
+            return self.classifier(self.attended(final)[0]).squeeze(1)
+        logits = self.class_logits(final)
+        return logits[:, 1] - logits[:, 0]  # sigmoid of it is softmax[1]
+
+
+class FeatureAttention(nn.Module):
+    """DID's attention (CrossDF Fig. 3, sizes and fusion reconstructed): [N,C,h,w] -> mask in (0,1).
+
+    Channel branch: average, maximum and a learned pooling over space, then a bottleneck. Spatial
+    branch: the same three over channels, then a 7x7 convolution. The mask
+    is the product of their sigmoids, or with `combine="sum"` the sigmoid of their sum.
+    """
+
+    def __init__(
+        self, channels: int, combine: Literal["product", "sum"] = "product", reduction: int = 16
+    ) -> None:
+        super().__init__()
+        hidden = max(channels // reduction, 4)
+        self.combine = combine
+        self.space_pool = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False), nn.PReLU()
+        )
+        self.channel = nn.Sequential(
+            nn.Conv2d(3 * channels, hidden, 1), nn.PReLU(), nn.Conv2d(hidden, channels, 1)
+        )
+        self.channel_pool = nn.Sequential(nn.Conv2d(channels, 1, 1), nn.PReLU())
+        self.spatial = nn.Conv2d(3, 1, 7, padding=3)
+
+    def forward(self, features: Tensor) -> Tensor:
+        # The learned pooling is a sum over space; dividing by its area keeps its size at any input.
+        area = features.shape[-2] * features.shape[-1]
+        over_space = [
+            features.mean((2, 3), keepdim=True),
+            features.amax((2, 3), keepdim=True),
+            self.space_pool(features).sum((2, 3), keepdim=True) / area,
+        ]
+        over_channels = [
+            features.mean(1, keepdim=True),
+            features.amax(1, keepdim=True),
+            self.channel_pool(features),
+        ]
+        channel = self.channel(torch.cat(over_space, 1))
+        spatial = self.spatial(torch.cat(over_channels, 1))
+        if self.combine == "sum":
+            return torch.sigmoid(channel + spatial)
+        return torch.sigmoid(channel) * torch.sigmoid(spatial)
+
+
+def pooled_mlp(channels: int, outputs: int, hidden: int = 512) -> nn.Sequential:
+    """[N,C,h,w] -> [N,outputs]: average pooling and two linear layers."""
+    return nn.Sequential(
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(channels, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs),
+    )  # fmt: skip
+
+
+def _make_backbone(name: str, colour: str, num_classes: int, weights: str) -> nn.Module:
+    base = name.split(".")[0]
+    if not timm.is_model(base):
+        raise unknown("backbone", base, timm.list_models())
+    arguments: dict = {"num_classes": num_classes, "in_chans": 3 if colour == "rgb" else 1}
+    if weights not in ("none", "pretrained"):
+        arguments["pretrained_cfg_overlay"] = {"file": weights}
+    try:
+        return timm.create_model(name, pretrained=weights != "none", **arguments)
+    except Exception as error:  # timm, the hub and the network raise a dozen kinds
+        if weights == "none":
+            raise
+        cause = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        if weights == "pretrained":
+            raise DfdetectError(
+                f"the ImageNet weights of {name} could not be fetched ({cause})",
+                "use --weights PATH with a file of them, or --weights none to train from scratch",
+            ) from error
+        raise DfdetectError(
+            f"{weights}: not weights of {name} ({cause})",
+            "give a .safetensors or .pth state dict of this timm model",
+        ) from error

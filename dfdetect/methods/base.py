@@ -1,0 +1,73 @@
+"""What every training method is: a module whose forward is the training loss."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import ClassVar, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from dfdetect.data import Batch
+from dfdetect.detector import Detector
+
+
+class StepLoss(NamedTuple):
+    """`total` to minimise; `terms` by name, detached and weighted as they enter it; `logits` [B,Q].
+
+    `notes` are figures worth logging that are no part of the loss.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    logits: Tensor
+    notes: dict[str, Tensor]
+
+
+class Options(BaseModel):
+    """A method's own options, as they stand beside its name in a preset."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Method(nn.Module):
+    """Owns a Detector and what is needed only in training. Calling it on a Batch gives a StepLoss."""
+
+    Options: ClassVar[type[Options]] = Options
+    head: ClassVar[str] = "linear"
+
+    def __init__(self, detector: Detector, options: Options, n_domains: int) -> None:
+        """`n_domains` counts real and every manipulation of the training data."""
+        super().__init__()
+        self.detector, self.options, self.n_domains = detector, options, n_domains
+        self.autocast: Callable[[], AbstractContextManager] = nullcontext
+        self.measure = False  # whether this step should also fill the costlier notes
+
+    @classmethod
+    def detector_settings(cls, options: Options) -> dict[str, str]:
+        """Keyword arguments of the Detector that this method trains."""
+        return {"head": cls.head}
+
+    def at(self, step: int, n_steps: int, epoch: int, n_epochs: int) -> None:
+        """Told before every step where training stands; for schedules of the method's own."""
+
+    @contextmanager
+    def perturbed(self, batch: Batch) -> Iterator[dict[str, float]]:
+        """Context of the forward and backward pass; weights are back before the optimizer steps.
+
+        Yields figures worth logging. Does nothing unless a method perturbs weights.
+        """
+        yield {}
+
+    def forward(self, batch: Batch) -> StepLoss:
+        raise NotImplementedError
+
+
+def gradient_ratio(regulariser: Tensor, classification: Tensor, at: Tensor) -> Tensor:
+    """|d regulariser / dZ| / |d classification / dZ| at the features Z."""
+    norms = [
+        torch.autograd.grad(loss, at, retain_graph=True, allow_unused=True)[0]
+        for loss in (regulariser, classification)
+    ]
+    over, under = (g.float().norm() if g is not None else at.new_zeros(()) for g in norms)
+    return over / under.clamp_min(1e-30)

@@ -1,0 +1,108 @@
+"""Scores and labels in, numbers out. Pure functions; label 1 = fake, larger score = more fake.
+
+All of them reject what has no answer (one class, no score, NaN) instead of inventing 0.5.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dfdetect.errors import DfdetectError
+
+ArrayLike = Sequence[float] | np.ndarray
+
+
+class Roc(NamedTuple):
+    """One vertex per distinct score, from (0,0) to (1,1); `threshold` [k] starts at infinity."""
+
+    fpr: np.ndarray
+    tpr: np.ndarray
+    threshold: np.ndarray
+
+
+def checked(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """float64 scores [n] and int labels [n].
+
+    Errors: DfdetectError for an empty input, unequal lengths, a score that is not finite, a label
+    other than 0 and 1, a single class.
+    """
+    s, y = np.asarray(scores, np.float64).reshape(-1), np.asarray(labels).reshape(-1)
+    problem = (
+        "no scores" if len(s) == 0
+        else f"{len(s)} scores but {len(y)} labels" if len(s) != len(y)
+        else "a score is not a finite number" if not np.isfinite(s).all()
+        else "a label is neither 0 nor 1" if not np.isin(y, (0, 1)).all()
+        else f"only {'fake' if y[0] else 'real'} samples" if len(np.unique(y)) == 1
+        else ""
+    )  # fmt: skip
+    if problem:
+        raise DfdetectError(f"no metric: {problem}", "both classes are needed, each with a score")
+    return s, y.astype(np.int64)
+
+
+def roc(scores: ArrayLike, labels: ArrayLike) -> Roc:
+    from sklearn.metrics import roc_curve
+
+    s, y = checked(scores, labels)
+    return Roc(*roc_curve(y, s, drop_intermediate=False))
+
+
+def auc(scores: ArrayLike, labels: ArrayLike) -> float:
+    """Area under the ROC curve: P(fake scores above real), ties count one half."""
+    curve = roc(scores, labels)
+    return float(np.trapezoid(curve.tpr, curve.fpr))
+
+
+def eer(scores: ArrayLike, labels: ArrayLike) -> float:
+    """Error rate where FPR = FNR, interpolated on the ROC polyline."""
+    curve = roc(scores, labels)
+    gap = curve.fpr - (1 - curve.tpr)  # rises from -1 to 1
+    after = int(np.argmax(gap >= 0))
+    if gap[after] == 0:
+        return float(curve.fpr[after])
+    share = -gap[after - 1] / (gap[after] - gap[after - 1])
+    return float(curve.fpr[after - 1] + share * (curve.fpr[after] - curve.fpr[after - 1]))
+
+
+def accuracy(scores: ArrayLike, labels: ArrayLike, threshold: float = 0.5) -> float:
+    """Share of right calls where a score of at least `threshold` counts as fake."""
+    s, y = np.asarray(scores, np.float64), np.asarray(labels)
+    return float(((s >= threshold) == (y == 1)).mean())
+
+
+def best_threshold(scores: ArrayLike, labels: ArrayLike) -> float:
+    """The cut with the highest balanced accuracy, halfway between its neighbouring scores."""
+    curve = roc(scores, labels)
+    best = int(np.argmax(curve.tpr - curve.fpr))
+    below = curve.threshold[best + 1] if best + 1 < len(curve.threshold) else 0.0
+    above = curve.threshold[best]
+    return float((above + below) / 2) if np.isfinite(above) else float(below)
+
+
+class Band(NamedTuple):
+    """Scores from `real_below` down are called real, from `fake_above` up fake, between neither."""
+
+    real_below: float
+    fake_above: float
+
+
+def call_band(real: ArrayLike, fake: ArrayLike, threshold: float, error: float = 0.1) -> Band | None:
+    """Conformal cuts: a new real video exceeds `fake_above` with probability at most `error`, a new
+    fake one falls below `real_below` likewise, if they come from where validation came from.
+
+    None when there are too few videos of a class to promise that: (1 - error) / error, 9 for 0.1.
+    """
+    real, fake = np.sort(np.asarray(real, float)), np.sort(np.asarray(fake, float))
+    ranks = [int(np.ceil((len(scores) + 1) * (1 - error))) for scores in (real, fake)]
+    if ranks[0] > len(real) or ranks[1] > len(fake):
+        return None
+    upper, lower = real[ranks[0] - 1], fake[len(fake) - ranks[1]]
+    return Band(float(min(lower, threshold)), float(max(upper, threshold)))
+
+
+def mean_by(values: ArrayLike, groups: Sequence) -> tuple[list, np.ndarray]:
+    """Mean of `values` [n] per distinct group, groups sorted: (groups [k], means [k])."""
+    keys, inverse = np.unique(np.asarray(groups), return_inverse=True)
+    sums = np.bincount(inverse, weights=np.asarray(values, np.float64))
+    return keys.tolist(), sums / np.bincount(inverse)

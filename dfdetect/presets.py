@@ -1,0 +1,163 @@
+"""Presets: YAML recipes for training, checked field by field, with `--set key=value` on top."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from dfdetect.errors import DfdetectError, unknown
+from dfdetect.quality import parse_qualities
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Backbone(_Section):
+    name: str = Field(description="timm model, with the tag of its ImageNet weights")
+    weights: str = Field("pretrained", description="pretrained, none, or a file of this model")
+    colour: Literal["rgb", "gray"] = "rgb"
+
+
+class MethodChoice(BaseModel):
+    """The name of a training method; its options stand beside it and are checked by the method."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Optimizer(_Section):
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: float = Field(2e-3, gt=0, description="peak learning rate")
+    backbone_lr_scale: float = Field(1.0, gt=0, description="the backbone learns at lr times this")
+    weight_decay: float = Field(0.0, ge=0)
+    clip_norm: float | None = Field(None, gt=0, description="gradient norm ceiling")
+
+
+class Schedule(_Section):
+    name: Literal["onecycle", "constant"] = "onecycle"
+    warmup: float = Field(0.05, gt=0, lt=1, description="share of the steps up to the peak")
+
+
+class Augment(_Section):
+    """Drawn once per sample and applied to all its qualities alike."""
+
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a mirror image")
+    scale: float = Field(0.0, ge=0, le=0.5, description="random crop down to 1 - scale of the side")
+    brightness: float = Field(0.0, ge=0, le=0.5, description="additive, share of full range")
+    contrast: float = Field(0.0, ge=0, le=0.5, description="multiplicative, 1 +- this")
+
+
+class Preset(_Section):
+    """A whole training recipe. A YAML file holds only what differs from these defaults."""
+
+    name: str
+    reproduces: str = Field(description="which row of which paper, or what it is for")
+    method: MethodChoice
+    backbone: Backbone
+    image_size: int = Field(224, ge=32, le=1024, description="side of the network's input, px")
+    qualities: tuple[str, ...] = ("raw", "c23", "c40")
+    batch_size: int = Field(64, ge=2, description="samples per step; each brings all its qualities")
+    epochs: int = Field(32, ge=1)
+    steps_per_epoch: int | None = Field(None, ge=1, description="default: one pass over the data")
+    validate_per_epoch: int = Field(1, ge=1)
+    select: Literal["accuracy", "auc"] = Field("accuracy", description="best checkpoint on val by")
+    sampler: Literal["shuffle", "uniform", "class_balanced", "domain_balanced"] = "shuffle"
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    augment: Augment = Augment()
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    seed: int = 0
+
+    @field_validator("qualities", mode="before")
+    @classmethod
+    def _qualities(cls, value: Any) -> Any:
+        names = value.split(",") if isinstance(value, str) else value
+        return tuple(quality.name for quality in parse_qualities(list(names)))
+
+
+def preset_folders() -> list[Path]:
+    """Where presets lie: inside the installed package, or beside it in a source tree."""
+    package = Path(__file__).parent
+    return [f for f in (package / "presets", package.parent / "presets") if f.is_dir()]
+
+
+def list_presets() -> dict[str, Path]:
+    """{name: file} of the presets that come with the tool."""
+    return {p.stem: p for folder in reversed(preset_folders()) for p in sorted(folder.glob("*.yaml"))}
+
+
+def load_preset(name: str, overrides: Sequence[str] = ()) -> Preset:
+    """A preset by name or path of a YAML file, with `key=value` overrides (dots go deeper).
+
+    Errors: DfdetectError for an unknown name, a file that is not a preset, an override that does
+    not fit.
+    """
+    known = list_presets()
+    is_path = name.endswith((".yaml", ".yml")) or os.sep in name
+    if not is_path and name not in known:
+        raise unknown("preset", name, known)
+    path = Path(name) if is_path else known[name]
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise DfdetectError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DfdetectError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from error
+    if not isinstance(content, dict):
+        raise DfdetectError(f"{path}: not a preset (a mapping with name, method, backbone)")
+    content.setdefault("name", path.stem)
+    for override in overrides:
+        _override(content, override)
+    return check_preset(content, str(path))
+
+
+def check_preset(content: Mapping[str, Any], where: str) -> Preset:
+    """A Preset of a mapping. Errors: DfdetectError naming `where`, the field and the problem."""
+    try:
+        return Preset.model_validate(content)
+    except ValidationError as error:
+        raise invalid_field(error, where, Preset) from error
+
+
+def invalid_field(error: ValidationError, where: str, model: type[BaseModel]) -> DfdetectError:
+    """The first problem of a validation, as one line with the nearest known name."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return unknown(f"option in {where}:", field, _field_names(model))
+    return DfdetectError(f"{where}: {field}: {first['msg'].lower()} (got {first['input']!r})")
+
+
+def _field_names(model: type[BaseModel], prefix: str = "") -> list[str]:
+    names = []
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        nested = isinstance(inner, type) and issubclass(inner, BaseModel)
+        names += _field_names(inner, f"{prefix}{name}.") if nested else [prefix + name]
+    return names
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise DfdetectError(f"--set {override!r} is not key=value", "for example --set epochs=2")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise DfdetectError(f"--set {override!r}: the value is not valid YAML") from error
+    *parents, leaf = key.strip().split(".")
+    for parent in parents:
+        inner = content.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise DfdetectError(f"--set {key}: {parent} has no options of its own")
+        content = inner
+    content[leaf] = value

@@ -1,0 +1,1 @@
+"""Reports: results -> something to look at. Add one: a file here."""

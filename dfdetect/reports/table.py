@@ -1,0 +1,151 @@
+"""Terminal tables and panels, with Rich. Colour only repeats what a word already says."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from dfdetect.errors import DfdetectError, printable
+
+COLUMNS_PER_TABLE = 6
+CALL_STYLE = {
+    "likely-fake": "bold red", "likely-real": "bold green",
+    "inconclusive": "bold yellow", "no-face": "bold",
+}  # fmt: skip
+METRICS = {"auc": "AUC", "eer": "EER", "accuracy": "ACC"}
+
+
+def prepare_table(summary) -> RenderableType:  # noqa: ANN001 (prepare.PrepareSummary)
+    """Crops by label and quality, videos by split, failures."""
+    qualities = list(dict.fromkeys(quality for quality, _ in summary.crops))
+    crops = Table(title="face crops", title_justify="left")
+    crops.add_column("label")
+    for quality in qualities:
+        crops.add_column(quality, justify="right")
+    for label, word in ((0, "real"), (1, "fake")):
+        crops.add_row(word, *(str(summary.crops[quality, label]) for quality in qualities))
+    videos = Table(title="videos and pictures", title_justify="left")
+    videos.add_column("label")
+    for split in ("train", "val", "test"):
+        videos.add_column(split, justify="right")
+    for label, word in ((0, "real"), (1, "fake")):
+        videos.add_row(word, *(str(summary.videos[s, label]) for s in ("train", "val", "test")))
+    n_prepared = sum(summary.videos.values())
+    line = Text(
+        f"{n_prepared} prepared, {summary.n_skipped} finished before, {len(summary.failures)} failed, "
+        f"{summary.n_tracks} faces followed, {summary.elapsed_s:.0f} s"
+    )
+    return Group(videos, crops, line) if n_prepared else line
+
+
+def plan_table(plan) -> RenderableType:  # noqa: ANN001 (prepare.Plan)
+    """Videos by manipulation and split."""
+    table = Table(title="would prepare", title_justify="left")
+    table.add_column("manipulation")
+    for split in ("train", "val", "test"):
+        table.add_column(split, justify="right")
+    for manipulation in sorted({v.manipulation for v in plan.videos}, key=lambda m: (m != "real", m)):
+        counts = [
+            sum(v.manipulation == manipulation and plan.splits[v.video_id] == s for v in plan.videos)
+            for s in ("train", "val", "test")
+        ]
+        table.add_row(printable(manipulation), *map(str, counts))
+    return table
+
+
+def eval_tables(result) -> RenderableType:  # noqa: ANN001 (evaluate.EvalResult)
+    """One table per folder and level, manipulations as columns, qualities as rows."""
+    parts: list[RenderableType] = []
+    places = dict.fromkeys((cell.data, cell.split, cell.level) for cell in result.cells)
+    for data, split, level in places:
+        cells = [c for c in result.cells if (c.data, c.split, c.level) == (data, split, level)]
+        columns = list(dict.fromkeys(cell.manipulation for cell in cells))
+        for i in range(0, len(columns), COLUMNS_PER_TABLE):
+            chunk = columns[i : i + COLUMNS_PER_TABLE]
+            parts.append(_eval_table(f"{data}, {split} split, {level} level", cells, chunk))
+    reasons = sorted({cell.reason for cell in result.cells if cell.reason})
+    parts += [Text(f"empty cells: {'; '.join(reasons)}")] if reasons else []
+    first = result.cells[0]
+    parts.append(Text(f"ACC at threshold {first.threshold:.3f}, chosen on val. n: real/fake."))
+    return Group(*parts)
+
+
+def _eval_table(title: str, cells: Sequence, manipulations: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("metric")
+    table.add_column("quality")
+    single = {
+        m: next(c for c in cells if c.manipulation == m and c.quality not in ("mean", "worst"))
+        for m in manipulations
+    }
+    for m in manipulations:
+        table.add_column(f"{printable(m)}\nn {single[m].n_real}/{single[m].n_fake}", justify="right")
+    qualities = list(dict.fromkeys(cell.quality for cell in cells))
+    by_place = {(c.quality, c.manipulation): c for c in cells}
+    for key, word in METRICS.items():
+        for quality in qualities:
+            values = [getattr(by_place[quality, m], key) for m in manipulations]
+            shown = ["-" if v is None else f"{v:.3f}" for v in values]
+            table.add_row(word, quality, *shown, end_section=quality == qualities[-1])
+    return table
+
+
+def verdict_panel(verdict) -> Panel:  # noqa: ANN001 (results.Verdict)
+    """A short readable panel: the call, the score against the threshold, the faces, the warnings."""
+    lines = [Text(verdict.call, style=CALL_STYLE[verdict.call])]
+    if verdict.score is not None:
+        lines[0].append(
+            f"   score {verdict.score:.3f}, threshold {verdict.threshold:.3f}", style="default"
+        )
+    for track in verdict.tracks[:5]:
+        times = f"{track.frames[0].time_s:.1f} to {track.frames[-1].time_s:.1f} s"
+        lines.append(
+            Text(f"face {track.track}: {track.score:.3f} over {len(track.frames)} frames, {times}  ")
+            .append(sparkline([frame.score for frame in track.frames]))
+        )  # fmt: skip
+    if len(verdict.tracks) > 5:
+        lines.append(Text(f"and {len(verdict.tracks) - 5} more faces (--json lists all)"))
+    lines += [Text(f"note: {printable(note)}") for note in verdict.warnings]
+    lines.append(Text(f"model {printable(verdict.model['name'])}", style="dim"))
+    return Panel(Group(*lines), title=Text(printable(verdict.input)), title_align="left", width=96)
+
+
+def error_panel(path: object, error: DfdetectError) -> Panel:
+    lines = [Text("error", style="bold"), Text(printable(error.message))]
+    lines += [Text(printable(error.hint))] if error.hint else []
+    return Panel(Group(*lines), title=Text(printable(path)), title_align="left", width=96)
+
+
+def sparkline(scores: Sequence[float]) -> str:
+    """Scores 0..1 as bars, one character each."""
+    return "".join("▁▂▃▄▅▆▇█"[min(7, int(8 * score))] for score in scores)
+
+
+def mapping_table(title: str, values: Mapping[str, Any]) -> Table:
+    """Keys and values, nested mappings with dotted keys."""
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    for key, value in _flat(values):
+        table.add_row(key, printable(value))
+    return table
+
+
+def rows_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*map(printable, row))
+    return table
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    flat = []
+    for key, value in values.items():
+        nested = isinstance(value, Mapping)
+        flat += _flat(value, f"{prefix}{key}.") if nested else [(prefix + key, value)]
+    return flat
