@@ -20,7 +20,7 @@ from dfdetect.files import write_whole
 from dfdetect.forgeries import SHELF as FORGERIES
 from dfdetect.video import write_video
 
-CLIPS_PER_SPLIT = {"train": 4, "val": 2, "test": 2}
+CLIPS_PER_SPLIT = {"train": 8, "val": 10, "test": 4}
 N_FRAMES, FRAME_RATE, CLIP_PX = 24, 12, 256
 
 
@@ -63,17 +63,17 @@ def camera(photo: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """A slow pan, zoom and turn over the photo with a little sensor noise: uint8 [P,P,3] frames."""
     height, width = photo.shape[:2]
     start, end = (
-        {"zoom": rng.uniform(0.68, 0.85), "turn": rng.uniform(-6, 6), "shift": rng.uniform(-14, 14, 2)}
+        {"zoom": rng.uniform(1.15, 1.5), "turn": rng.uniform(-6, 6), "shift": rng.uniform(-14, 14, 2)}
         for _ in range(2)
     )
     for i in range(N_FRAMES):
         t = i / (N_FRAMES - 1)
         zoom, turn = ((1 - t) * start[k] + t * end[k] for k in ("zoom", "turn"))
         shift = (1 - t) * start["shift"] + t * end["shift"]
-        matrix = cv2.getRotationMatrix2D((width / 2, height * 0.42), turn, zoom * CLIP_PX / 256)
-        matrix[:, 2] += np.array([CLIP_PX / 2 - width / 2, CLIP_PX / 2 - height * 0.42]) + shift
+        matrix = cv2.getRotationMatrix2D((width / 2, height * 0.3), turn, zoom)
+        matrix[:, 2] += np.array([CLIP_PX / 2 - width / 2, CLIP_PX / 2 - height * 0.3]) + shift
         frame = cv2.warpAffine(
-            photo, matrix, (CLIP_PX, CLIP_PX), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REFLECT
+            photo, matrix, (CLIP_PX, CLIP_PX), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT
         )
         noisy = frame + rng.normal(0, 1.5, frame.shape)
         yield np.clip(noisy, 0, 255).round().astype(np.uint8)
@@ -82,7 +82,7 @@ def camera(photo: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
 def commands(out: Path) -> list[list[str]]:
     """The four verbs on the clips, as a user would type them after `dfdetect`."""
     data, run = str(out / "data"), str(out / "run")
-    clips = [str(out / "clips" / kind / f"{7:02d}.mp4") for kind in ("real", *FORGERIES)]
+    clips = [str(out / "clips" / kind / "21.mp4") for kind in ("real", *FORGERIES)]
     return [
         ["prepare", str(out / "clips" / "clips.csv"), "--out", data, "--frames", "8",
          "--allow-identity-overlap", "--workers", "1"],

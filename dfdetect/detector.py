@@ -154,20 +154,54 @@ def _make_backbone(name: str, colour: str, num_classes: int, weights: str) -> nn
     if not timm.is_model(base):
         raise unknown("backbone", base, timm.list_models())
     arguments: dict = {"num_classes": num_classes, "in_chans": 3 if colour == "rgb" else 1}
-    if weights not in ("none", "pretrained"):
-        arguments["pretrained_cfg_overlay"] = {"file": weights}
+    if weights == "none":
+        return timm.create_model(name, pretrained=False, **arguments)
+    if weights != "pretrained":
+        return _from_file(name, arguments, weights)
     try:
-        return timm.create_model(name, pretrained=weights != "none", **arguments)
+        return timm.create_model(name, pretrained=True, **arguments)
     except Exception as error:  # timm, the hub and the network raise a dozen kinds
-        if weights == "none":
-            raise
-        cause = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        if weights == "pretrained":
-            raise DfdetectError(
-                f"the ImageNet weights of {name} could not be fetched ({cause})",
-                "use --weights PATH with a file of them, or --weights none to train from scratch",
-            ) from error
         raise DfdetectError(
-            f"{weights}: not weights of {name} ({cause})",
-            "give a .safetensors or .pth state dict of this timm model",
+            f"the ImageNet weights of {name} could not be fetched ({_first_line(error)})",
+            "use --weights PATH with a file of them, or --weights none to train from scratch",
         ) from error
+
+
+def _from_file(name: str, arguments: dict, path: str) -> nn.Module:
+    """timm adapts the file to our input channels and drops its classifier, but it accepts a file
+    of anything: a tensor that is neither in the file nor changed by loading it is missing."""
+    hint = "give a .safetensors or .pth state dict of this timm model"
+    try:
+        in_file = timm.models.load_state_dict(path)
+        blank, loaded = (
+            _with_seed_0(name, arguments, pretrained=pretrained, pretrained_cfg_overlay={"file": path})
+            for pretrained in (False, True)
+        )
+    except Exception as error:  # timm and torch raise a dozen kinds for a file of something else
+        raise DfdetectError(f"{path}: not weights of {name} ({_first_line(error)})", hint) from error
+    before = blank.state_dict()
+    head = tuple(f"{part}." for part in _classifier_names(loaded))
+    missing = [
+        key
+        for key, tensor in loaded.state_dict().items()
+        if key not in in_file and not key.startswith(head) and torch.equal(tensor, before[key])
+    ]
+    if missing:
+        cause = f"{len(missing)} of {len(before)} tensors missing, first {missing[0]}"
+        raise DfdetectError(f"{path}: not weights of {name} ({cause})", hint)
+    return loaded
+
+
+def _with_seed_0(name: str, arguments: dict, **more) -> nn.Module:  # noqa: ANN003
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return timm.create_model(name, **arguments, **more)
+
+
+def _classifier_names(model: nn.Module) -> tuple[str, ...]:
+    names = model.pretrained_cfg["classifier"]
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).strip().splitlines()), type(error).__name__)[:160]

@@ -75,9 +75,10 @@ def best_threshold(scores: ArrayLike, labels: ArrayLike) -> float:
     """The cut with the highest balanced accuracy, halfway between its neighbouring scores."""
     curve = roc(scores, labels)
     best = int(np.argmax(curve.tpr - curve.fpr))
-    below = curve.threshold[best + 1] if best + 1 < len(curve.threshold) else 0.0
+    below = curve.threshold[min(best + 1, len(curve.threshold) - 1)]
     above = curve.threshold[best]
-    return float((above + below) / 2) if np.isfinite(above) else float(below)
+    # The first vertex calls nothing fake: its cut lies just above the highest score.
+    return float((above + below) / 2) if np.isfinite(above) else float(np.nextafter(below, np.inf))
 
 
 class Band(NamedTuple):

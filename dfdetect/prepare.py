@@ -10,11 +10,13 @@ import io
 import logging
 import multiprocessing
 import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -348,9 +350,10 @@ def _work(
     """Prepare the videos in `workers` processes (in this one, if that is 1); yields as they finish."""
     workers = min(workers, len(videos))
     if workers <= 1:
-        find_faces = FaceFinder(recipe.crop) if videos else None
-        for video in videos:
-            yield prepare_video(video, splits[video.video_id], out, recipe, find_faces)
+        with _one_thread():
+            find_faces = FaceFinder(recipe.crop) if videos else None
+            for video in videos:
+                yield prepare_video(video, splits[video.video_id], out, recipe, find_faces)
         return
     context = multiprocessing.get_context("spawn")  # a forked torch may hang
     queue = iter(videos)
@@ -376,17 +379,29 @@ def _work(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """MTCNN's last bits depend on the number of threads, so it always has one: same input, same
+    bytes, however many workers."""
+    import torch
+
+    n_torch, n_cv2 = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_torch)
+        cv2.setNumThreads(n_cv2)
+
+
 _worker: dict[str, Any] = {}  # what a worker process loads once
 
 
 def _start_worker(out: Path, recipe: PrepareRecipe) -> None:
-    import signal
-
-    import torch
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
+    _worker.update(one_thread=_one_thread())
+    _worker["one_thread"].__enter__()  # for the life of the process
     _worker.update(out=out, recipe=recipe, find_faces=FaceFinder(recipe.crop))
 
 

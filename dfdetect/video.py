@@ -125,17 +125,16 @@ class Media:
             return
         index, damaged, cut = 0, 0, ""
         with self._container() as (container, stream):
-            packets = container.demux(stream)
-            while True:
+            packets = container.demux(stream)  # ends with an empty packet that drains the decoder
+            while not cut:
                 try:
                     packet = next(packets, None)
                 except _FFMPEG_ERRORS as error:
-                    cut = _reason(error)
-                    break
-                if packet is None:
+                    cut, packet = _reason(error), None
+                if packet is None and not cut:
                     break
                 try:
-                    frames = packet.decode()
+                    frames = packet.decode() if packet else _drained(stream)
                 except _FFMPEG_ERRORS as error:
                     damaged += 1
                     log.debug("%s: packet skipped: %s", self.path, error)
@@ -365,6 +364,14 @@ def _open_regular(path: Path) -> int:
     return descriptor
 
 
+def _drained(stream: av.VideoStream) -> list[av.VideoFrame]:
+    """Frames that the decoder still holds back for reordering."""
+    try:
+        return stream.codec_context.decode(None)
+    except _FFMPEG_ERRORS:
+        return []
+
+
 def _info(path: Path, container: av.container.InputContainer, stream: av.VideoStream) -> VideoInfo:
     rate = stream.average_rate or stream.guessed_rate or Fraction(25)
     seconds = container.duration / 1e6 if container.duration else None
@@ -377,10 +384,12 @@ def _info(path: Path, container: av.container.InputContainer, stream: av.VideoSt
 
 def _check_pixels(path: Path, width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise DfdetectError(
-            f"{path}: pictures of {width}x{height} exceed the limit of {MAX_PIXELS // 10**6} megapixels",
-            "scale it down first",
-        )
+        raise _too_large(path, f"a picture of {width}x{height}")
+
+
+def _too_large(path: Path, what: str) -> DfdetectError:
+    limit = MAX_PIXELS // 10**6
+    return DfdetectError(f"{path}: {what} exceeds the limit of {limit} megapixels", "scale it down")
 
 
 def _reason(error: BaseException) -> str:
@@ -424,7 +433,9 @@ def _read_still(path: Path, descriptor: int) -> tuple[np.ndarray, str, str] | No
                 image = _to_rgb8(upright)
     except UnidentifiedImageError as error:
         raise DfdetectError(f"{path}: not a readable picture", "get it again from its source") from error
-    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise _too_large(path, "the picture") from error
+    except (OSError, ValueError, SyntaxError, MemoryError) as error:
         raise DfdetectError(
             f"{path}: the picture is damaged or cut ({_reason(error)})", "get it again from its source"
         ) from error

@@ -18,7 +18,9 @@ LABELS = {"real": 0, "0": 0, "original": 0, "fake": 1, "1": 1}
 def table(source: Path, options: DatasetOptions) -> list[SourceVideo]:
     """Errors: DfdetectError for a missing column, an unknown label, a path outside the folder."""
     rows = read_csv(source)
-    headings = set(rows[0]) if rows else set()
+    if not rows:
+        raise DfdetectError(f"{source}: the table has no rows", "it needs a header and one line per file")
+    headings = set(rows[0])
     if strange := [k for k in options.columns if k not in COLUMNS]:
         raise DfdetectError(
             f"--columns names {strange[0]!r}", f"it maps {', '.join(COLUMNS)} to your headings"

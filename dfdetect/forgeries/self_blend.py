@@ -13,7 +13,7 @@ def self_blend(image: np.ndarray, landmarks: np.ndarray, rng: np.random.Generato
     """uint8 [H,W,3] RGB and landmarks [5,2] px -> the blended image and its mask."""
     unit, centre = eye_distance(landmarks), landmarks.mean(0)
     source = image.astype(np.float32)
-    source = source * rng.uniform(0.88, 1.12, 3).astype(np.float32) + rng.uniform(-12, 12)
+    source = source * rng.uniform(0.93, 1.07, 3).astype(np.float32) + rng.uniform(-8, 8)
     if rng.random() < 0.5:
         source = cv2.GaussianBlur(source, (0, 0), rng.uniform(0.6, 1.4))
     else:

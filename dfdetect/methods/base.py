@@ -59,8 +59,23 @@ class Method(nn.Module):
         """
         yield {}
 
+    def class_logits(self, batch: Batch, strides: tuple[int, ...] = ()) -> tuple[Tensor, list[Tensor]]:
+        """One concatenated forward of the linear head: logits [M,B,2] and taps [M*B,C,H,W].
+
+        Images come as [B,M,3,S,S]; in one batch the order of the qualities does not matter to
+        batch norm.
+        """
+        b, m = batch.images.shape[:2]
+        final, taps = self.detector.features(batch.images.transpose(0, 1).flatten(0, 1), strides)
+        return self.detector.class_logits(final).float().unflatten(0, (m, b)), taps
+
     def forward(self, batch: Batch) -> StepLoss:
         raise NotImplementedError
+
+
+def fake_logits(class_logits: Tensor) -> Tensor:
+    """[M,B,2] -> [B,M] difference of fake and real, detached."""
+    return (class_logits[..., 1] - class_logits[..., 0]).T.detach()
 
 
 def gradient_ratio(regulariser: Tensor, classification: Tensor, at: Tensor) -> Tensor:

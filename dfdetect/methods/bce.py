@@ -1,7 +1,7 @@
 """bce: plain cross-entropy on every quality, the baseline of both papers.
 
-With two logits, cross-entropy equals binary cross-entropy on their difference (QAD Eq. 1 with
-alpha = gamma = 0). `head: attention` gives DID's baseline: its detector trained by BCE alone.
+`head: linear` is QAD with alpha = gamma = 0, bit for bit (two logits, Eq. 1); `head: attention` is
+DID's detector trained by BCE alone.
 """
 
 from typing import Literal
@@ -24,6 +24,10 @@ class Bce(base.Method):
         return {"head": options.head}
 
     def forward(self, batch: Batch) -> base.StepLoss:
+        if self.detector.head == "linear":
+            logits, _ = self.class_logits(batch)
+            loss = F.cross_entropy(logits.flatten(0, 1), batch.labels.repeat(len(logits)))
+            return base.StepLoss(loss, {"ce": loss.detach()}, base.fake_logits(logits), {})
         n, q = batch.images.shape[:2]
         logits = self.detector(batch.images.flatten(0, 1)).float().view(n, q)
         targets = batch.labels.float().unsqueeze(1).expand(n, q)

@@ -161,6 +161,7 @@ class Did(base.Method):
         cls = classification_loss(bce, auc, o.alpha)
         terms = {"bce": o.lambda_cls * o.alpha * bce, "auc": o.lambda_cls * (1 - o.alpha) * auc}
         total = o.lambda_cls * cls
+        information, dom = cls.new_zeros(()), cls.new_zeros(())
         notes = {"pairs": (labels == 1).sum() * (labels == 0).sum()}
         if o.lambda_dom > 0:
             dom = self._domain_loss(maps.domain, domains)
@@ -175,6 +176,8 @@ class Did(base.Method):
                 notes["reg_ratio"] = base.gradient_ratio(
                     o.lambda_dec * information, o.lambda_cls * cls, maps.whole
                 )
+        weights = (o.lambda_dec, o.lambda_cls, o.lambda_dom)
+        notes["loss_eq4"] = did_objective(information, cls, dom, *weights).detach()
         terms = {name: term.detach() for name, term in terms.items()}
         return base.StepLoss(total, terms, logits.detach().view(n, q), notes)
 

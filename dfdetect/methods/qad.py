@@ -96,25 +96,20 @@ class Qad(base.Method):
 
     def forward(self, batch: Batch) -> base.StepLoss:
         o = self.options
-        needs_taps = o.collab in ("hsic", "pairwise", "center") and batch.images.shape[1] > 1
-        logits, maps = self._by_quality(batch, o.layers if needs_taps else ())
+        compares = o.collab in ("hsic", "pairwise", "center") and o.alpha > 0
+        needs_taps = compares and batch.images.shape[1] > 1
+        logits, maps = self.class_logits(batch, o.layers if needs_taps else ())
         taps = [m.unflatten(0, logits.shape[:2]) for m in maps]
         loss = qad_loss(logits, batch.labels, taps, o)
         notes = {}
         if self.measure and taps and loss.l2.requires_grad:
             notes["reg_ratio"] = base.gradient_ratio(o.alpha * loss.l2, loss.l1, maps[-1])
-        terms = {"ce": loss.l1.detach(), o.collab: o.alpha * loss.l2.detach()}
-        if o.collab in ("none", "soft"):
-            del terms[o.collab]
-        score = (logits[..., 1] - logits[..., 0]).T.detach()
-        return base.StepLoss(loss.l1 + o.alpha * loss.l2, terms, score, notes)
-
-    def _by_quality(self, batch: Batch, strides: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
-        """One concatenated forward: logits [M,B,2], taps [M*B,C,H,W]. Images come as [B,M,...]."""
-        b, m = batch.images.shape[:2]
-        final, taps = self.detector.features(batch.images.transpose(0, 1).flatten(0, 1), strides)
-        logits = self.detector.class_logits(final).float().unflatten(0, (m, b))
-        return logits, taps
+        terms = {"soft" if o.collab == "soft" else "ce": loss.l1.detach()}
+        total = loss.l1
+        if needs_taps:
+            total = loss.l1 + o.alpha * loss.l2
+            terms[o.collab] = o.alpha * loss.l2.detach()
+        return base.StepLoss(total, terms, base.fake_logits(logits), notes)
 
     def _ascent_loss(self, batch: Batch) -> Callable[[], Tensor]:
         n_passes = 0
@@ -124,7 +119,7 @@ class Qad(base.Method):
             n_passes += 1
             frozen = self.options.bn_stats == "perturbed" or n_passes > 1
             with frozen_running_statistics(self.detector, frozen), self.autocast():
-                logits, _ = self._by_quality(batch, ())
+                logits, _ = self.class_logits(batch)
             ce = F.cross_entropy(logits.flatten(0, 1), batch.labels.repeat(len(logits)))
             if self.options.awp_loss == "xe" or len(logits) < 2:
                 return ce

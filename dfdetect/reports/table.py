@@ -69,7 +69,12 @@ def eval_tables(result) -> RenderableType:  # noqa: ANN001 (evaluate.EvalResult)
     reasons = sorted({cell.reason for cell in result.cells if cell.reason})
     parts += [Text(f"empty cells: {'; '.join(reasons)}")] if reasons else []
     first = result.cells[0]
-    parts.append(Text(f"ACC at threshold {first.threshold:.3f}, chosen on val. n: real/fake."))
+    parts.append(
+        Text(
+            f"ACC at threshold {first.threshold:.3f}, chosen on val. n: real/fake at one quality; "
+            "pooled counts each once per quality."
+        )
+    )
     return Group(*parts)
 
 

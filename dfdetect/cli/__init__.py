@@ -1,0 +1,53 @@
+"""The edge: commands parse, call one verb, print its result. Errors become exit codes here."""
+
+from typing import Annotated
+
+import typer
+
+from dfdetect.cli.demo import demo
+from dfdetect.cli.edge import EdgeGroup
+from dfdetect.cli.eval import eval_
+from dfdetect.cli.info import info
+from dfdetect.cli.prepare import prepare
+from dfdetect.cli.presets import presets
+from dfdetect.cli.scan import scan
+from dfdetect.cli.train import train
+
+app = typer.Typer(
+    cls=EdgeGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from dfdetect import __version__
+
+        typer.echo(f"dfdetect {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Detect deepfakes in face videos and photos, and train detectors that do.
+
+    Example: dfdetect demo
+
+    Prepare cuts aligned faces, train learns a detector, eval measures it, scan judges files.
+    """
+
+
+app.command()(prepare)
+app.command()(train)
+app.command("eval")(eval_)
+app.command()(scan)
+app.command()(presets)
+app.command()(info)
+app.command()(demo)

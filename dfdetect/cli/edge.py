@@ -1,0 +1,133 @@
+"""What all commands share: error -> one line and an exit code, progress, output, option types."""
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from dfdetect.errors import DfdetectError, ExitCode, printable
+
+_ENVIRONMENT = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class EdgeGroup(TyperGroup):
+    """Translates errors for every command, in the shell and under Typer's test runner alike."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DfdetectError as error:
+            complain(error.line)
+            raise typer.Exit(int(error.exit_code)) from error
+        except KeyboardInterrupt as error:
+            complain("interrupted; finished work is kept, rerunning continues")
+            raise typer.Exit(int(ExitCode.INTERRUPTED)) from error
+        except (typer.Exit, typer.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            if hasattr(error, "format_message") or os.environ.get("DFDETECT_DEBUG"):
+                raise  # a usage error, or somebody wants the traceback
+            raise typer.Exit(_unexpected(error)) from error
+
+
+def _unexpected(error: Exception) -> int:
+    out_of_memory = isinstance(error, MemoryError) or "out of memory" in str(error).lower()
+    if out_of_memory:
+        complain("out of memory; use a smaller --set batch_size or fewer --workers")
+        return ExitCode.ENVIRONMENT
+    if isinstance(error, OSError) and error.errno in _ENVIRONMENT:
+        complain(f"{error.filename or 'a file'}: {error.strerror}; free space or check permissions")
+        return ExitCode.ENVIRONMENT
+    complain(
+        f"a bug in dfdetect: {type(error).__name__}: {error}; "
+        "run again with DFDETECT_DEBUG=1 and report what it prints"
+    )
+    return ExitCode.BUG
+
+
+def complain(message: str) -> None:
+    """One line on stderr."""
+    typer.echo(f"error: {printable(message)}", err=True)
+
+
+def warn(message: str) -> None:
+    typer.echo(f"warning: {printable(message)}", err=True)
+
+
+def show(*renderables: Any) -> None:
+    """Results, on stdout; 100 columns where stdout is not a terminal."""
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    for renderable in renderables:
+        console.print(renderable, markup=False)
+
+
+def show_json(value: Any) -> None:
+    """One JSON object on one line of stdout: ASCII, no NaN."""
+    typer.echo(json.dumps(value, allow_nan=False))
+
+
+@contextmanager
+def progress(description: str, quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar with ETA on stderr, if that is a terminal and nobody asked for quiet.
+
+    Yields `update(n_done, n_total, text)`.
+    """
+    if quiet or not sys.stderr.isatty():
+        yield lambda done, total, text: None
+        return
+    from rich import progress as bars
+    from rich.console import Console
+
+    columns = (
+        bars.TextColumn("{task.description}", markup=False), bars.BarColumn(), bars.MofNCompleteColumn(),
+        bars.TimeElapsedColumn(), bars.TextColumn("ETA"), bars.TimeRemainingColumn(),
+        bars.TextColumn("{task.fields[text]}", markup=False),
+    )  # fmt: skip
+    with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(description, total=None, text="")
+        yield lambda done, total, text: bar.update(
+            task, completed=done, total=total, text=printable(text)
+        )
+
+
+def key_values(pairs: list[str], option: str) -> dict[str, str]:
+    """`a=b,c=d` (repeatable) -> {a: b, c: d}."""
+    parsed = {}
+    for part in (p for pair in pairs for p in pair.split(",") if p.strip()):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise DfdetectError(f"{option} {part!r} is not name=value")
+        parsed[key.strip()] = value.strip()
+    return parsed
+
+
+INPUT, MODEL, OUTPUT, RUNTIME = "Input", "Model", "Output", "Runtime"
+
+Device = Annotated[
+    str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=RUNTIME)
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress, only results.", rich_help_panel=OUTPUT)
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="JSON on stdout instead of tables.", rich_help_panel=OUTPUT)
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", "-n", help="Say what would happen and how big.", rich_help_panel=RUNTIME),
+]
+Data = Annotated[
+    list[Path],
+    typer.Option(
+        "--data", help="A folder that prepare made; repeat for more.", rich_help_panel=INPUT
+    ),
+]

@@ -1,0 +1,119 @@
+"""The detector: taps, colour, weights from a file, attention."""
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from dfdetect.detector import Detector, FeatureAttention
+from dfdetect.errors import DfdetectError
+
+TINY = "test_efficientnet.r160_in1k"
+
+
+def test_one_logit_per_image_whatever_the_head():
+    images = torch.rand(3, 3, 64, 64)
+    for head in ("linear", "attention"):
+        assert Detector(TINY, 64, head=head).eval()(images).shape == (3,)
+
+
+def test_the_linear_head_s_score_is_the_softmax_of_fake():
+    detector = Detector(TINY, 64).eval()
+    images = torch.rand(2, 3, 64, 64)
+    logits = detector.class_logits(detector.features(images).final)
+    assert torch.allclose(torch.sigmoid(detector(images)), logits.softmax(1)[:, 1])
+
+
+@pytest.mark.parametrize("name", [TINY, "test_resnet.r160_in1k", "resnet18.tv_in1k"])
+@pytest.mark.parametrize("size", [56, 96])
+def test_taps_come_at_the_strides_asked_for_and_do_not_change_the_logits(name, size):
+    detector = Detector(name, size).eval()
+    images = torch.rand(2, 3, size, size)
+    features = detector.features(images, (4, 8, 16, 32))
+    sides = [-(-size // stride) for stride in (4, 8, 16, 32)]
+    assert [tap.shape[-1] for tap in features.taps] == sides
+    assert torch.allclose(features.final, detector.features(images).final, atol=1e-6)
+
+
+def test_normalisation_is_the_backbone_s_own():
+    detector = Detector("resnet18.tv_in1k", 64)
+    assert detector.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+    assert Detector("test_resnet.r160_in1k", 64).mean.flatten().tolist() == [0.5] * 3
+
+
+def test_weights_from_a_file_are_loaded_and_the_classifier_is_new(tmp_path):
+    source = timm.create_model(TINY, pretrained=False)
+    for suffix, write in ((".safetensors", save_file), (".pth", torch.save)):
+        path = tmp_path / f"weights{suffix}"
+        write(source.state_dict(), path)
+        detector = Detector(TINY, 64, weights=str(path))
+        ours = detector.backbone.state_dict()
+        for name, tensor in source.state_dict().items():
+            if not name.startswith("classifier"):
+                assert torch.equal(ours[name], tensor), name
+
+
+def test_grey_weights_see_what_three_equal_channels_would(tmp_path):
+    """Summing the first convolution over RGB is the same as feeding the grey image three times."""
+    source = timm.create_model("test_resnet.r160_in1k", pretrained=False, num_classes=0).eval()
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    detector = Detector(
+        "test_resnet.r160_in1k", 64, colour="gray", weights=str(tmp_path / "w.safetensors")
+    ).eval()
+    grey = torch.rand(2, 1, 64, 64)
+    replicated = source.forward_features(((grey - 0.5) / 0.5).expand(-1, 3, -1, -1))
+    ours = detector.features(grey.expand(-1, 3, -1, -1)).final
+    assert torch.allclose(ours, replicated, atol=1e-4)
+
+
+def test_weights_that_cannot_be_had_name_the_way_out(tmp_path, monkeypatch):
+    def offline(*args, **kwargs):
+        if kwargs.get("pretrained"):
+            raise OSError("no route to the hub")
+        raise AssertionError
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(DfdetectError, match="ImageNet weights of .* could not be fetched") as error:
+        Detector(TINY, 64, weights="pretrained")
+    assert "--weights PATH" in error.value.hint and "--weights none" in error.value.hint
+
+
+def test_a_file_of_another_network_is_refused_by_name(tmp_path):
+    save_file({"conv": torch.zeros(3)}, tmp_path / "other.safetensors")
+    (tmp_path / "text.safetensors").write_text("not weights")
+    for name in ("other.safetensors", "text.safetensors", "absent.safetensors"):
+        with pytest.raises(DfdetectError, match=f"{name}: not weights of"):
+            Detector(TINY, 64, weights=str(tmp_path / name))
+
+
+def test_a_pickle_in_a_weights_file_is_not_run(tmp_path):
+    canary = tmp_path / "canary"
+
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(canary), "w"))
+
+    torch.save({"state_dict": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(DfdetectError, match="not weights of"):
+        Detector(TINY, 64, weights=str(tmp_path / "evil.pth"))
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("combine", ["product", "sum"])
+def test_attention_splits_the_features_without_loss(combine):
+    detector = Detector(TINY, 64, head="attention", attention=combine)
+    final = torch.randn(2, detector.n_features, 2, 2)
+    deepfake, rest = detector.attended(final)
+    assert torch.allclose(deepfake + rest, final, atol=1e-6)
+    mask = FeatureAttention(32, combine)(torch.randn(2, 32, 7, 7))
+    assert mask.shape == (2, 32, 7, 7)
+    assert 0 < mask.min() and mask.max() < 1
+
+
+def test_attention_does_not_grow_with_the_input():
+    """Its learned pooling is a mean over space, so four times the area gives the same mask level."""
+    attention = FeatureAttention(16)
+    small, large = torch.full((1, 16, 4, 4), 0.7), torch.full((1, 16, 16, 16), 0.7)
+    with torch.no_grad():
+        inner, outer = attention(large)[..., 6:10, 6:10].mean(), attention(small)[..., 1:3, 1:3].mean()
+    assert float(inner) == pytest.approx(float(outer), abs=0.05)

@@ -1,0 +1,55 @@
+"""Metrics beyond the golden file: thresholds, bands, grouping."""
+
+import numpy as np
+import pytest
+
+from dfdetect import metrics
+from dfdetect.errors import DfdetectError
+
+
+def test_auc_is_the_share_of_pairs_where_fake_outranks_real():
+    real, fake = [0.1, 0.4, 0.4], [0.4, 0.9]
+    pairs = [(f > r) + 0.5 * (f == r) for f in fake for r in real]
+    assert metrics.auc(real + fake, [0] * 3 + [1] * 2) == pytest.approx(np.mean(pairs))
+
+
+def test_one_class_raises_and_never_gives_a_half():
+    with pytest.raises(DfdetectError, match="only real samples"):
+        metrics.auc([0.2, 0.3], [0, 0])
+
+
+def test_the_best_threshold_lies_between_the_classes_when_they_separate():
+    threshold = metrics.best_threshold([0.1, 0.3, 0.7, 0.9], [0, 0, 1, 1])
+    assert 0.3 < threshold < 0.7
+
+
+def test_the_best_threshold_of_scores_in_the_wrong_order_still_separates_as_well_as_it_can():
+    scores, labels = [0.9, 0.8, 0.2, 0.1], [0, 0, 1, 1]
+    threshold = metrics.best_threshold(scores, labels)
+    assert metrics.accuracy(scores, labels, threshold) == 0.5
+
+
+def test_too_few_videos_give_no_band():
+    assert metrics.call_band([0.1] * 8, [0.9] * 20, 0.5, error=0.1) is None
+    assert metrics.call_band([0.1] * 9, [0.9] * 9, 0.5, error=0.1) is not None
+
+
+def test_overlapping_classes_leave_an_inconclusive_band():
+    rng = np.random.default_rng(0)
+    band = metrics.call_band(rng.uniform(0, 0.7, 50), rng.uniform(0.3, 1, 50), 0.5)
+    assert 0.3 < band.real_below < 0.5 < band.fake_above < 0.7
+
+
+def test_new_videos_cross_the_band_as_rarely_as_promised():
+    """Conformal: over many draws, at most 10 % of new reals are called fake."""
+    rng = np.random.default_rng(1)
+    crossed = [
+        rng.normal() > metrics.call_band(rng.normal(size=19), rng.normal(1, 1, 19), 0.5).fake_above
+        for _ in range(4000)
+    ]
+    assert np.mean(crossed) < 0.11
+
+
+def test_means_are_taken_per_group():
+    assert metrics.mean_by([1.0, 3.0, 5.0], ["b", "b", "a"])[0] == ["a", "b"]
+    assert metrics.mean_by([1.0, 3.0, 5.0], ["b", "b", "a"])[1].tolist() == [5.0, 2.0]

@@ -1,0 +1,165 @@
+"""prepare from end to end, on clips with a real face, through the real codec and MTCNN."""
+
+import csv
+import hashlib
+
+import cv2
+import numpy as np
+import pytest
+from conftest import clip, write_clip, write_scenery
+
+from dfdetect.errors import DfdetectError, ExitCode
+from dfdetect.faces import CropRecipe
+from dfdetect.files import folder_lock
+from dfdetect.manifest import read_samples, read_table
+from dfdetect.prepare import PrepareRecipe, plan, prepare
+from dfdetect.video import H264Loop, write_video
+
+RECIPE = PrepareRecipe(frames=3)
+
+
+@pytest.fixture
+def source(tmp_path):
+    write_clip(tmp_path / "source/real/ann.mp4", 1)
+    write_clip(tmp_path / "source/fake/self-blend/bob.mp4", 2, forgery="self-blend")
+    return tmp_path / "source"
+
+
+def tree(folder):
+    """Hashes of crops and manifest by name."""
+    files = [p for p in folder.rglob("*") if p.suffix in (".png", ".parquet")]
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def test_pairs_show_the_same_pixels_at_falling_quality(data):
+    groups = {}
+    for sample in read_samples(data):
+        groups.setdefault(sample.sample_id, {})[sample.quality] = cv2.imread(str(sample.path)).astype(int)
+    assert len(groups) == 18 * 4
+    for crops in groups.values():
+        assert set(crops) == {"raw", "c23", "c40"}
+        errors = [np.square(crops[q] - crops["raw"]).mean() for q in ("c23", "c40")]
+        assert 0 < errors[0] < errors[1]
+        shifted = np.square(crops["c23"][:, 4:] - crops["raw"][:, :-4]).mean()
+        assert shifted > 4 * errors[0]  # four pixels aside nothing fits any more
+
+
+def test_the_manifest_says_where_each_crop_came_from(data):
+    rows = read_table(data).to_pylist()
+    assert {r["split"] for r in rows} == {"train", "val", "test"}
+    for row in rows:
+        assert row["label"] == (row["manipulation"] != "real")
+        assert row["time_s"] == pytest.approx(row["frame_index"] / 12)
+        x0, _, x1, _ = row["box_xyxy"]
+        assert row["face_px"] == pytest.approx(x1 - x0)
+        assert len(row["landmarks"]) == 10
+        assert not row["source"].startswith("/")
+
+
+def test_still_pictures_get_the_same_qualities(tmp_path):
+    frame = cv2.cvtColor(clip(1)[0], cv2.COLOR_RGB2BGR)
+    (tmp_path / "s/real").mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / "s/real/photo.png"), frame)
+    recipe = PrepareRecipe(qualities=("raw", "c40", "j30"), frames=3)
+    summary = prepare(tmp_path / "s", tmp_path / "out", recipe, workers=1)
+    assert dict(summary.crops) == {("raw", 0): 1, ("c40", 0): 1, ("j30", 0): 1}
+    crops = {s.quality: cv2.imread(str(s.path)).astype(int) for s in read_samples(tmp_path / "out")}
+    assert all(5 < np.square(crops[q] - crops["raw"]).mean() < 500 for q in ("c40", "j30"))
+
+
+def test_rerunning_skips_what_is_finished_and_completes_the_rest(tmp_path, source):
+    whole = prepare(source, tmp_path / "whole", RECIPE, workers=1)
+    assert whole.n_skipped == 0
+    prepare(source, tmp_path / "again", RECIPE, workers=1)
+    before = tree(tmp_path / "again")
+    part = sorted((tmp_path / "again/manifest").glob("*.parquet"))[0]
+    part.unlink()  # as if killed before this video was committed
+    summary = prepare(source, tmp_path / "again", RECIPE, workers=1)
+    assert (summary.n_skipped, sum(summary.videos.values())) == (1, 1)
+    assert tree(tmp_path / "again") == before == tree(tmp_path / "whole")
+
+
+def test_two_workers_write_the_same_bytes_as_one(tmp_path, source):
+    prepare(source, tmp_path / "one", RECIPE, workers=1)
+    prepare(source, tmp_path / "two", RECIPE, workers=2)
+    assert tree(tmp_path / "one") == tree(tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    ("changed", "difference"),
+    [
+        (PrepareRecipe(frames=4), "frames = 3, now asked for 4"),
+        (PrepareRecipe(frames=3, qualities=("raw",)), "qualities = "),
+        (PrepareRecipe(frames=3, crop=CropRecipe(margin=1.5)), "crop.margin = 1.3, now asked for 1.5"),
+    ],
+)
+def test_another_recipe_in_the_same_folder_is_refused(tmp_path, source, changed, difference):
+    prepare(source, tmp_path / "out", RECIPE, workers=1)
+    with pytest.raises(DfdetectError, match=difference):
+        prepare(source, tmp_path / "out", changed, workers=1)
+
+
+def test_what_cannot_be_prepared_is_listed_and_the_rest_goes_on(tmp_path, source):
+    (source / "real/broken.mp4").write_bytes(b"not a video")
+    write_scenery(source / "real/scenery.mp4")
+    summary = prepare(source, tmp_path / "out", RECIPE, workers=1)
+    assert sum(summary.videos.values()) == 2
+    with (tmp_path / "out/failures.csv").open() as file:
+        failures = {row["source"]: row for row in csv.DictReader(file)}
+    assert failures["real/broken.mp4"]["kind"] == "error"
+    assert "not a video or picture" in failures["real/broken.mp4"]["message"]
+    assert failures["real/scenery.mp4"]["kind"] == "no-face"
+
+
+def test_nothing_prepared_at_all_is_an_error(tmp_path):
+    write_scenery(tmp_path / "s/real/scenery.mp4")
+    with pytest.raises(DfdetectError, match="none of 1 files could be prepared"):
+        prepare(tmp_path / "s", tmp_path / "out", RECIPE, workers=1)
+
+
+def test_a_person_in_two_official_splits_is_refused_unless_accepted(tmp_path):
+    write_clip(tmp_path / "a.mp4", 1)
+    write_clip(tmp_path / "b.mp4", 2)
+    table = tmp_path / "t.csv"
+    table.write_text("path,label,identity,split\na.mp4,real,ann,train\nb.mp4,real,ann,test\n")
+    with pytest.raises(DfdetectError, match=r"ann \(test\+train\)"):
+        plan(table, tmp_path / "out", RECIPE)
+    accepted = plan(table, tmp_path / "out", RECIPE, allow_identity_overlap=True)
+    assert set(accepted.splits.values()) == {"train", "test"}
+
+
+def test_a_plan_writes_nothing(tmp_path, source):
+    plan(source, tmp_path / "out", RECIPE)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_stops_before_any_work(tmp_path, source):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(DfdetectError) as error:
+        prepare(source, tmp_path / "out", RECIPE, workers=1)
+    assert error.value.exit_code == ExitCode.ENVIRONMENT
+
+
+def test_a_folder_in_use_by_another_run_is_refused(tmp_path, source):
+    with folder_lock(tmp_path / "out"), pytest.raises(DfdetectError, match="another run"):
+        prepare(source, tmp_path / "out", RECIPE, workers=1)
+
+
+def test_a_codec_that_loses_frames_fails_the_video_with_both_counts(tmp_path, source, monkeypatch):
+    """Qualities whose frames do not correspond would be worse than no crops."""
+    monkeypatch.setattr(H264Loop, "flush", lambda self: [])
+    with pytest.raises(DfdetectError, match=r"12 frames went into c23 and \d+ came out"):
+        prepare(source, tmp_path / "out", PrepareRecipe(("raw", "c23"), 3), workers=1)
+
+
+def test_all_tracks_are_kept_on_request(tmp_path):
+    left, right = (clip(seed) for seed in (1, 2))
+    twins = [np.hstack(pair) for pair in zip(left, right, strict=True)]
+    (tmp_path / "s/real").mkdir(parents=True)
+    (tmp_path / "s/real/twins.mp4").write_bytes(write_video(twins, 12))
+    summary = prepare(tmp_path / "s", tmp_path / "main", RECIPE, workers=1)
+    assert summary.n_tracks == 1
+    (warning,) = {r["warnings"] for r in read_table(tmp_path / "main").to_pylist()}
+    assert warning == "2 faces were followed; the main one was kept"
+    both = PrepareRecipe(frames=3, tracks="all")
+    assert prepare(tmp_path / "s", tmp_path / "all", both, workers=1).n_tracks == 2
