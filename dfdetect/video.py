@@ -272,6 +272,13 @@ class H264Loop:
         yuv = _as_420(picture.yuv)
         if self._encoder is None:
             self._encoder = _h264_encoder(yuv, self._rate, self._crf)
+            try:
+                self._encoder.open()
+            except _FFMPEG_ERRORS as error:
+                raise DfdetectError(
+                    f"frames of {yuv.width}x{yuv.height} cannot be encoded as H.264",
+                    "prepare it with --qualities raw",
+                ) from error
         elif (self._encoder.width, self._encoder.height) != (yuv.width, yuv.height):
             raise DfdetectError(
                 f"frame size changes at frame {picture.index} from "

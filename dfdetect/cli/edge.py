@@ -32,8 +32,12 @@ class EdgeGroup(TyperGroup):
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except Exception as error:
-            if hasattr(error, "format_message") or os.environ.get("DFDETECT_DEBUG"):
-                raise  # a usage error, or somebody wants the traceback
+            if hasattr(error, "format_message"):  # a usage error, of the Click inside Typer
+                command = getattr(getattr(error, "ctx", None), "command_path", "dfdetect")
+                complain(f"{error.format_message().rstrip('.')}; see {command} --help")
+                raise typer.Exit(int(ExitCode.INPUT)) from error
+            if os.environ.get("DFDETECT_DEBUG"):
+                raise
             raise typer.Exit(_unexpected(error)) from error
 
 

@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from dfdetect.errors import DfdetectError
 
@@ -24,3 +24,8 @@ def read_csv(path: Path) -> list[dict[str, str]]:
             return list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DfdetectError(f"{path}: cannot be read as a CSV table ({error})") from error
+
+
+def text_of(path: PurePath) -> str:
+    """A path as valid UTF-8 text: bytes that are none become \\udcXX, everything else stays."""
+    return path.as_posix().encode("utf-8", "backslashreplace").decode()

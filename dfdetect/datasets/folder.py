@@ -6,7 +6,7 @@ real file they were made from: `real/ann.mp4` and `fake/swap/ann.mp4` stay in on
 
 from pathlib import Path
 
-from dfdetect.datasets.base import DatasetOptions, read_csv
+from dfdetect.datasets.base import DatasetOptions, read_csv, text_of
 from dfdetect.errors import DfdetectError
 from dfdetect.manifest import SourceVideo
 from dfdetect.video import media_below
@@ -24,7 +24,7 @@ def folder(source: Path, options: DatasetOptions) -> list[SourceVideo]:
         videos.append(_video(source, path, 0, "real", splits))
     for path in media_below(source / "fake"):
         parts = path.relative_to(source / "fake").parts
-        videos.append(_video(source, path, 1, parts[0] if len(parts) > 1 else "fake", splits))
+        videos.append(_video(source, path, 1, text_of(Path(parts[0])) if len(parts) > 1 else "fake", splits))
     return videos
 
 
@@ -40,14 +40,15 @@ def read_split_list(path: Path) -> dict[str, str]:
 def _video(
     source: Path, path: Path, label: int, manipulation: str, splits: dict[str, str]
 ) -> SourceVideo:
-    relative = path.relative_to(source).as_posix()
+    stem = text_of(Path(path.stem))
+    relative = text_of(path.relative_to(source))
     return SourceVideo(
         path=path,
         video_id=f"{source.resolve().name}/{relative}",
         label=label,
         dataset=source.resolve().name,
         manipulation=manipulation,
-        identities=(path.stem,),
-        split=splits.get(relative, splits.get(path.stem)),
+        identities=(stem,),
+        split=splits.get(relative, splits.get(stem)),
         source=relative,
     )

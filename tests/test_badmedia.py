@@ -1,0 +1,110 @@
+"""Hostile and odd files: scan and prepare give the expected class or a clear error, and go on.
+
+DFDETECT_BADMEDIA names a folder with expected_<set>.json and <set>/in/..., or one with the generator
+make_badmedia.py, which is then run.
+"""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import SHARED, beside
+
+from dfdetect.errors import DfdetectError
+from dfdetect.manifest import read_table
+from dfdetect.prepare import PrepareRecipe, prepare
+from dfdetect.scanning import Scanner, scan_many
+
+GROUPS = {"control", "broken", "valid-odd", "codec", "mismatch", "image", "name", "time"}
+SLOW = {"bomb"}  # limits on time and memory are tested elsewhere; here they only must not hang
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """[(folder of inputs, cases)] of every set of hostile files."""
+    root = beside("DFDETECT_BADMEDIA", SHARED / "badmedia")
+    if not any((root / p.stem.removeprefix("expected_") / "in").is_dir() for p in root.glob("expected_*.json")):
+        made = tmp_path_factory.mktemp("badmedia")
+        subprocess.run(
+            [sys.executable, str(root / "make_badmedia.py"), str(made)], check=True, capture_output=True
+        )
+        root = made
+    return [
+        (root / path.stem.removeprefix("expected_") / "in", json.loads(path.read_text())["cases"])
+        for path in sorted(root.glob("expected_*.json"))
+    ]
+
+
+def path_of(folder: Path, case: dict) -> Path:
+    name = os.fsdecode(base64.b64decode(case["path_b64"])) if case.get("path") is None else case["path"]
+    return folder / name
+
+
+def test_scan_gives_each_file_its_class_and_goes_on(sets, run):
+    scanner = Scanner(run, frames=8, device="cpu")
+    wrong = []
+    for folder, cases in sets:
+        for case in cases:
+            if case["group"] not in GROUPS | SLOW:
+                continue
+            results = []
+            scan_many(scanner, [path_of(folder, case)], lambda _, result, r=results: r.append(result))
+            (result,) = results
+            if isinstance(result, DfdetectError):
+                found = "clean-error"
+                assert path_of(folder, case).name in result.message
+                assert "unexpected" not in result.message, result.message
+            else:
+                found = "ok-no-face" if result.call == "no-face" else "ok-with-faces"
+            # A clear error is always allowed for what is marked broken or a bomb.
+            allowed = set(case["expect"]) | ({"clean-error"} if case["group"] in SLOW else set())
+            if found not in allowed:
+                wrong.append((case["id"], case["path"], found, case["expect"]))
+    assert wrong == []
+
+
+def test_prepare_takes_what_it_can_and_lists_the_rest(sets, tmp_path):
+    for number, (folder, cases) in enumerate(sets):
+        rows, expected = ["path,label"], {}
+        for case in cases:
+            path = path_of(folder, case)
+            plain = case.get("path") and not set(case["path"]) & set('\n\r",;')
+            if case["group"] in GROUPS - {"name"} and plain:
+                rows.append(f"in{number}/{path.relative_to(folder)},real")
+                expected[f"in{number}/{case['path']}"] = case["expect"]
+        (tmp_path / f"in{number}").symlink_to(folder)
+        table = tmp_path / f"table{number}.csv"
+        table.write_text("\n".join(rows) + "\n")
+        summary = prepare(table, tmp_path / str(number), PrepareRecipe(("raw", "c40"), 4), workers=2)
+        failures = {f.video_id: f for f in summary.failures}
+        wrong = []
+        for name, classes in expected.items():
+            kind = failures[name].kind if name in failures else None
+            found = {"error": "clean-error", "no-face": "ok-no-face", None: "ok-with-faces"}[kind]
+            if found not in classes and found != "clean-error":
+                wrong.append((name, found, classes))
+            if kind == "error":
+                assert "unexpected" not in failures[name].message, failures[name].message
+        assert wrong == []
+        good = [n for n, c in expected.items() if c == ["ok-with-faces"] and "good/" in n]
+        assert good and not set(good) & set(failures)
+
+
+def test_hostile_names_keep_their_rows_apart(sets, tmp_path):
+    """As many videos as inputs whatever they are called, and no file overwritten."""
+    for number, (folder, cases) in enumerate(sets):
+        source, out = tmp_path / f"source{number}", tmp_path / f"out{number}"
+        source.mkdir()
+        (source / "real").symlink_to(folder / "names")
+        n = sum(case["group"] == "name" for case in cases)
+        summary = prepare(source, out, PrepareRecipe(("raw",), 2), workers=1)
+        assert summary.n_videos == n
+        rows = read_table(out).to_pylist()
+        assert len({r["video_id"] for r in rows}) + len(summary.failures) == n
+        assert len({r["path"] for r in rows}) == len(rows)
+        assert all((out / r["path"]).is_file() for r in rows)
+        assert all("unexpected" not in f.message for f in summary.failures)

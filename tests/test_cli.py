@@ -1,0 +1,144 @@
+"""The edge: help, exit codes, one line per error, stdout for results only."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import write_clip
+
+COMMANDS = ("prepare", "train", "eval", "scan", "presets", "info", "demo")
+
+
+def test_help_imports_neither_torch_nor_cv2_and_is_quick():
+    code = (
+        "import sys; from dfdetect.cli import app\n"
+        "try: app(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'cv2', 'av', 'timm', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert time.perf_counter() - began < 5  # no benchmark: a tenth of this on an idle machine
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_every_command_s_help_opens_with_an_example(cli, command, flag):
+    result = cli(command, flag)
+    assert result.exit_code == 0
+    assert f"Example: dfdetect {command}" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("prepare", "absent", "--out", "out"), "error: absent: no such file or folder; check the path"),
+        (("train", "--out", "r"), "error: train needs --preset and --data; "),
+        (("train", "--preset", "qad-tiny", "--data", "absent", "--out", "r"), "error: absent: not a prepared"),
+        (("eval", "absent", "--data", "d"), "error: absent: no checkpoint there; train one: "),
+        (("scan",), "error: nothing to scan; for example: "),
+        (("scan", "x.mp4", "--model", "absent"), "error: absent: no checkpoint there; "),
+        (("scan", "x.mp4", "--fail-on", "fake"), "error: unknown verdict for --fail-on 'fake'; known: "),
+        (("scan", "--files-from", "absent"), "error: absent: cannot be read as a list of files"),
+        (("presets", "qad"), "error: unknown preset 'qad'; "),
+        (("info", "absent"), "error: absent: no such file or folder; "),
+        (("prepare", ".", "--out", "o", "--qualities", "c99"), "error: unknown quality 'c99'; use raw, cNN"),
+        (("prepare", ".", "--out", "o", "--columns", "x"), "error: --columns 'x' is not name=value"),
+        (("prepare", "."), "error: Missing option '--out'; see "),
+        (("scan", "--frames", "many"), "error: Invalid value for '--frames': "),
+        (("scna", "x.mp4"), "error: No such command 'scna'"),
+        (("prepare", ".", "--out", "o", "--template", "arc"), "error: unknown template 'arc'; "),
+    ],
+)  # fmt: skip
+def test_bad_input_gets_one_line_with_cause_and_remedy_and_exit_2(cli, tmp_path, monkeypatch, arguments, line):
+    monkeypatch.chdir(tmp_path)
+    result = cli(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(line)
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stdout == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_in_the_way_exits_4(cli, tmp_path):
+    write_clip(tmp_path / "s/real/a.mp4")
+    (tmp_path / "out").write_text("in the way")
+    result = cli("prepare", tmp_path / "s", "--out", tmp_path / "out")
+    assert result.exit_code == 4
+    assert "cannot be written" in result.stderr
+
+
+def test_a_bug_exits_70_without_a_traceback(cli, monkeypatch):
+    monkeypatch.setattr("dfdetect.presets.list_presets", lambda: 1 / 0)
+    result = cli("presets")
+    assert result.exit_code == 70
+    assert result.stderr.startswith("error: a bug in dfdetect: ZeroDivisionError")
+    assert "Traceback" not in result.stderr
+
+
+def test_prepare_train_eval_and_info_speak_through_the_command_line(cli, clips, tmp_path):
+    """The whole loop as a user types it, results on stdout, the rest on stderr."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    done = cli("prepare", clips, "--out", data, "--frames", 2, "--qualities", "raw,c40", "--json", "--workers", 1)
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["crops"] == {"raw/0": 12, "raw/1": 24, "c40/0": 12, "c40/1": 24}
+    done = cli(
+        "train", "--preset", "bce-tiny", "--data", data, "--out", run, "--device", "cpu",
+        "--set", "qualities=raw,c40", "--set", "epochs=1", "--set", "image_size=64",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    assert "next: dfdetect eval" in done.stdout
+    done = cli("eval", run, "--data", data, "--device", "cpu", "--json")
+    assert done.exit_code == 0
+    cells = json.loads(done.stdout)["cells"]
+    assert {c["quality"] for c in cells} == {"raw", "c40", "mean", "pooled", "worst"}
+    done = cli("eval", run, "--data", data, "--device", "cpu", "--out", tmp_path / "results")
+    assert "local-warp" in done.stdout and "video level" in done.stdout
+    for path in (data, run):
+        assert cli("info", path).exit_code == 0
+        assert json.loads(cli("info", path, "--json").stdout)
+
+
+def test_some_failures_in_a_batch_exit_3_and_are_named(cli, tmp_path):
+    write_clip(tmp_path / "s/real/a.mp4")
+    (tmp_path / "s/real/b.mp4").write_text("no video")
+    result = cli("prepare", tmp_path / "s", "--out", tmp_path / "d", "--qualities", "raw", "--workers", 1)
+    assert result.exit_code == 3
+    assert "b.mp4: not a video or picture" in result.stderr
+    assert "1 prepared, 0 finished before, 1 failed" in result.stdout
+
+
+def test_dry_runs_say_how_big_and_write_nothing(cli, clips, data, tmp_path):
+    result = cli("prepare", clips, "--out", tmp_path / "d", "-n")
+    assert result.exit_code == 0 and "18 videos and 0 pictures" in result.stdout
+    result = cli("train", "--preset", "qad-tiny", "--data", data, "--out", tmp_path / "r", "-n")
+    assert result.exit_code == 0 and "n_steps" in result.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_presets_are_listed_and_shown(cli):
+    assert "qad-effb1-literal" in cli("presets").stdout
+    shown = json.loads(cli("presets", "qad-effb1", "--json").stdout)
+    assert shown["image_size"] == 240
+
+
+def test_offline_training_from_imagenet_weights_says_what_to_do(cli, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    result = cli("train", "--preset", "qad-effb0", "--data", data, "--out", tmp_path / "r", "--device", "cpu")
+    assert result.exit_code == 2
+    assert "ImageNet weights" in result.stderr and "--weights none" in result.stderr
+
+
+def test_the_demo_refuses_a_folder_with_something_in_it(cli, tmp_path):
+    (tmp_path / "precious").write_text("")
+    result = cli("demo", "--out", tmp_path)
+    assert result.exit_code == 2 and "not empty" in result.stderr

@@ -1,0 +1,259 @@
+"""The training loop: choice on val, resume, divergence, refusals, what is logged."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from dfdetect.errors import DfdetectError, ExitCode
+from dfdetect.manifest import read_table, write_part
+from dfdetect.metrics import auc
+from dfdetect.presets import load_preset
+from dfdetect.results import Prediction
+from dfdetect.train import (
+    choose_decision,
+    load_training_data,
+    make_optimizer,
+    make_scheduler,
+    plan_training,
+    stored_run,
+    train,
+    validation_figures,
+)
+
+SMALL = ["epochs=2", "steps_per_epoch=3", "image_size=64"]
+
+
+def lines(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights_of(run):
+    from safetensors.torch import load_file
+
+    return load_file(run / "detector.safetensors")
+
+
+def test_a_run_holds_its_preset_metrics_and_checkpoint(run):
+    assert load_preset(str(run / "preset.yaml")).name == "qad-tiny"
+    rows = lines(run)
+    steps = [r for r in rows if r["kind"] == "train"]
+    assert [r["step"] for r in steps] == list(range(1, 9))
+    assert all(set(r["terms"]) == {"ce", "hsic"} for r in steps)
+    assert steps[0]["reg_ratio"] > 1e-5
+    assert [r["step"] for r in rows if r["kind"] == "val"] == [4, 8]
+    assert (run / "detector.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["qad-tiny", "did-tiny"])
+def test_a_run_stopped_in_mid_epoch_and_resumed_ends_with_the_same_bits(name, data, tmp_path):
+    preset = load_preset(name, [*SMALL, "augment.scale=0.1"])
+    train(preset, [data], tmp_path / "straight", device="cpu")
+
+    def stop(event):  # after the state of step 3 is saved, in the middle of the next epoch
+        if event["kind"] == "train" and event["step"] == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(preset, [data], tmp_path / "broken", device="cpu", on_event=stop)
+    summary = train(preset, [data], tmp_path / "broken", device="cpu", resume=True)
+    assert summary.n_steps == 6
+    straight, resumed = weights_of(tmp_path / "straight"), weights_of(tmp_path / "broken")
+    assert all(torch.equal(straight[k], resumed[k]) for k in straight)
+    timeless = [
+        [{k: v for k, v in r.items() if k != "images_per_s"} for r in lines(tmp_path / name)]
+        for name in ("straight", "broken")
+    ]
+    assert timeless[0] == timeless[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "forgotten"), [("qad-tiny", "optimizer"), ("qad-tiny", "scheduler"), ("did-tiny", "rng")]
+)
+def test_resuming_without_part_of_the_state_would_show(name, forgotten, data, tmp_path):
+    """Negative control: the comparison above has the power to notice a forgotten state."""
+    preset = load_preset(name, SMALL)
+    train(preset, [data], tmp_path / "straight", device="cpu")
+
+    def stop(event):
+        if event["kind"] == "train" and event["step"] == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(preset, [data], tmp_path / "broken", device="cpu", on_event=stop)
+    path = tmp_path / "broken/resume/state.pt"
+    state = torch.load(path, weights_only=True)
+    if forgotten == "optimizer":
+        state["optimizer"]["state"] = {}
+    elif forgotten == "scheduler":
+        state["scheduler"]["last_epoch"] = 0
+    else:
+        state["rng"] = torch.Generator().manual_seed(99).get_state()
+    torch.save(state, path)
+    train(preset, [data], tmp_path / "broken", device="cpu", resume=True)
+    rows = [[r["loss"] for r in lines(tmp_path / n) if r["kind"] == "train"] for n in ("straight", "broken")]
+    assert rows[0] != rows[1]
+
+
+def test_the_signal_to_stop_saves_the_state_and_says_how_to_go_on(data, tmp_path):
+    import os
+    import signal
+
+    def interrupt(event):
+        if event["kind"] == "train" and event["step"] == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    preset = load_preset("bce-tiny", SMALL)
+    with pytest.raises(DfdetectError, match="stopped at step 2 of 6; the state is saved") as error:
+        train(preset, [data], tmp_path / "run", device="cpu", on_event=interrupt)
+    assert error.value.exit_code == ExitCode.INTERRUPTED
+    assert "--resume" in error.value.hint
+    preset, folders, _ = stored_run(tmp_path / "run")
+    assert train(preset, folders, tmp_path / "run", device="cpu", resume=True).n_steps == 6
+
+
+def test_the_best_checkpoint_is_the_one_with_the_best_val_figure(data, tmp_path):
+    preset = load_preset("bce-tiny", [*SMALL, "epochs=4", "select=auc"])
+    summary = train(preset, [data], tmp_path / "run", device="cpu")
+    val = [r for r in lines(tmp_path / "run") if r["kind"] == "val"]
+    best = max(val, key=lambda r: r["frame"]["auc"])
+    assert summary.val["frame"]["auc"] == best["frame"]["auc"]
+    assert summary.best_step == best["step"]
+
+
+def test_rows_of_the_test_split_are_never_read(data, tmp_path):
+    """With every test crop deleted, training goes on as if nothing had happened."""
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    for row in read_table(copy).to_pylist():
+        if row["split"] == "test":
+            (copy / row["path"]).unlink()
+    train(load_preset("bce-tiny", SMALL), [copy], tmp_path / "run", device="cpu")
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_checkpoint(data, tmp_path):
+    preset = load_preset("bce-tiny", [*SMALL, "optimizer.lr=1e18", "schedule.name=constant"])
+    with pytest.raises(DfdetectError, match=r"training diverged at step \d+: the loss is") as error:
+        train(preset, [data], tmp_path / "run", device="cpu")
+    assert error.value.exit_code == ExitCode.DIVERGED
+
+
+def test_a_run_folder_is_not_overwritten(run, data):
+    preset = load_preset("qad-tiny")
+    with pytest.raises(DfdetectError, match="holds a run already"):
+        train(preset, [data], run, device="cpu")
+
+
+def test_resuming_with_another_preset_or_other_data_is_refused_with_both_values(run, data, tmp_path):
+    preset, folders, _ = stored_run(run)
+    other = preset.model_copy(update={"batch_size": 5})
+    with pytest.raises(DfdetectError, match="batch_size = 8, now asked for 5"):
+        train(other, folders, run, device="cpu", resume=True)
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    sorted((copy / "manifest").glob("*"))[0].unlink()
+    with pytest.raises(DfdetectError, match="the run began on data"):
+        train(preset, [copy], run, device="cpu", resume=True)
+
+
+def test_a_damaged_state_is_refused_by_name(run, data, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    state = copy / "resume/state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    preset, folders, _ = stored_run(copy)
+    with pytest.raises(DfdetectError, match=r"state\.pt: damaged"):
+        train(preset, folders, copy, device="cpu", resume=True)
+
+
+def edited(data, out, change):
+    """A copy of prepared data with `change(row)` applied to every manifest row."""
+    shutil.copytree(data, out)
+    rows = read_table(out).to_pylist()
+    for part in (out / "manifest").glob("*"):
+        part.unlink()
+    write_part(out, "all", [row | change(row) for row in rows])
+    return out
+
+
+def test_data_with_one_class_or_a_person_on_both_sides_is_refused(data, tmp_path):
+    preset = load_preset("bce-tiny", SMALL)
+    one = edited(data, tmp_path / "one", lambda r: {"label": 0, "manipulation": "real"})
+    with pytest.raises(DfdetectError, match="the train split has only real crops"):
+        load_training_data(preset, [one])
+    leak = edited(data, tmp_path / "leak", lambda r: {"identities": ["ann"]})
+    with pytest.raises(DfdetectError, match=r"/ann \(train\+val\)"):
+        load_training_data(preset, [leak])
+
+
+def test_data_without_a_quality_of_the_preset_says_how_to_prepare_it(data):
+    preset = load_preset("bce-tiny", ["qualities=raw,c30"])
+    with pytest.raises(DfdetectError, match="holds no c30 crops") as error:
+        load_training_data(preset, [data])
+    assert "--qualities raw,c30" in error.value.hint
+
+
+def test_a_plan_counts_parameters_and_steps(data):
+    plan = plan_training(load_preset("did-tiny", ["epochs=3", "steps_per_epoch=7"]), [data])
+    assert plan.n_steps == 21
+    assert plan.n_inference_parameters < plan.n_parameters
+
+
+def test_the_backbone_learns_at_its_own_rate(data):
+    from dfdetect.methods import make_method
+
+    preset = load_preset("did-tiny", ["optimizer.lr=1e-4", "optimizer.backbone_lr_scale=0.1"])
+    method = make_method(preset, 3, "none")
+    groups = make_optimizer(method, preset.optimizer).param_groups
+    assert [g["lr"] for g in groups] == pytest.approx([1e-5, 1e-4])
+    assert sum(len(g["params"]) for g in groups) == len(list(method.parameters()))
+
+
+def test_one_cycle_rises_to_the_peak_and_falls_to_almost_nothing():
+    preset = load_preset("qad-tiny", ["schedule.warmup=0.2", "optimizer.lr=0.01"])
+    optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=0.01)
+    scheduler = make_scheduler(optimizer, preset, 100)
+    rates = []
+    for _ in range(100):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert rates[0] == pytest.approx(0.01 / 25)
+    assert max(rates) == pytest.approx(0.01) and 15 <= int(np.argmax(rates)) <= 20
+    assert rates[-1] == pytest.approx(0.01 / 25 / 1e4, rel=0.05)
+
+
+# --- figures on val --------------------------------------------------------------------------
+
+
+def prediction(video, label, quality, score):
+    logit = float(np.log(score / (1 - score)))
+    return Prediction(f"{video}/0/0", video, 0, "d", "x", quality, "val", label, logit, score)
+
+
+def test_validation_figures_carry_level_quality_split_and_n():
+    rows = [prediction(f"v{i}", i % 2, q, 0.2 + 0.1 * i) for i in range(6) for q in ("raw", "c40")]
+    figures = validation_figures(rows, ("raw", "c40"))
+    assert (figures["frame"]["n_real"], figures["frame"]["n_fake"]) == (6, 6)
+    assert figures["frame"]["auc"] == auc([p.score for p in rows], [p.label for p in rows])
+    assert (figures["video"]["n_real"], figures["video"]["n_fake"]) == (3, 3)
+    assert set(figures["by_quality"]["auc"]) == {"raw", "c40"}
+
+
+def test_few_validation_videos_allow_no_calls():
+    decision = choose_decision([prediction(f"v{i}", i % 2, "raw", 0.1 + 0.8 * (i % 2)) for i in range(8)])
+    assert decision.band is None
+    assert "4 real and 4 fake validation videos are too few" in decision.basis
+    assert 0.1 < decision.threshold < 0.9
+
+
+def test_the_band_rests_on_each_video_s_worst_quality():
+    """At raw the classes separate; at c40 they overlap: the band must cover the overlap."""
+    rows = []
+    for i in range(20):
+        rows += [prediction(f"r{i}", 0, "raw", 0.05 + 0.01 * i), prediction(f"r{i}", 0, "c40", 0.3 + 0.02 * i)]
+        rows += [prediction(f"f{i}", 1, "raw", 0.95 - 0.01 * i), prediction(f"f{i}", 1, "c40", 0.7 - 0.02 * i)]
+    low, high = choose_decision(rows).band
+    assert low < 0.4 and high > 0.6
