@@ -94,7 +94,9 @@ def read_info(path: Path) -> CheckpointInfo:
             )
         return CheckpointInfo.model_validate(values)
     except (ValueError, ValidationError, AttributeError) as error:
-        raise DfdetectError(f"{path}: its metadata is damaged ({str(error).splitlines()[0]})") from error
+        raise DfdetectError(
+            f"{path}: its metadata is damaged ({str(error).splitlines()[0]})"
+        ) from error
 
 
 def load_checkpoint(path: str | Path, device: str = "auto") -> Checkpoint:
@@ -112,10 +114,14 @@ def load_checkpoint(path: str | Path, device: str = "auto") -> Checkpoint:
         detector.load_state_dict(state)
     except (SafetensorError, RuntimeError, OSError) as error:
         cause = " ".join(str(error).split())[:200]
-        raise DfdetectError(f"{file}: its weights do not fit its own description ({cause})") from error
+        raise DfdetectError(
+            f"{file}: its weights do not fit its own description ({cause})"
+        ) from error
     for name, tensor in state.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise DfdetectError(f"{file}: {name} holds values that are not finite", "train it again")
+            raise DfdetectError(
+                f"{file}: {name} holds values that are not finite", "train it again"
+            )
     return Checkpoint(detector.to(device).eval(), info, file, sha256_of(file), device)
 
 
@@ -124,7 +130,8 @@ def checkpoint_path(path: Path) -> Path:
     file = path / FILE_NAME if path.is_dir() else path
     if not file.is_file():
         raise DfdetectError(
-            f"{file}: no checkpoint there", "train one: dfdetect train --preset qad-effb1 --data DATA --out RUN"
+            f"{file}: no checkpoint there",
+            "train one: dfdetect train --preset qad-effb1 --data DATA --out RUN",
         )
     return file
 

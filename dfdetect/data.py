@@ -39,7 +39,9 @@ def to_input(crop: np.ndarray, size: int) -> np.ndarray:
     if crop.shape[:2] == (size, size):
         return crop
     shrinks = size < crop.shape[0]
-    return cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return cv2.resize(
+        crop, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    )
 
 
 def read_crop(path: Path) -> np.ndarray:

@@ -29,7 +29,9 @@ def make_clips(out: Path, seed: int = 0) -> Path:
     portrait = read_portrait()
     faces = FaceFinder(CropRecipe())(portrait)
     if not faces:
-        raise DfdetectError("no face was found in the portrait that ships with dfdetect", "reinstall it")
+        raise DfdetectError(
+            "no face was found in the portrait that ships with dfdetect", "reinstall it"
+        )
     rows = []
     for kind in ("real", *FORGERIES):
         number = 0
@@ -63,7 +65,11 @@ def camera(photo: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """A slow pan, zoom and turn over the photo with a little sensor noise: uint8 [P,P,3] frames."""
     height, width = photo.shape[:2]
     start, end = (
-        {"zoom": rng.uniform(1.15, 1.5), "turn": rng.uniform(-6, 6), "shift": rng.uniform(-14, 14, 2)}
+        {
+            "zoom": rng.uniform(1.15, 1.5),
+            "turn": rng.uniform(-6, 6),
+            "shift": rng.uniform(-14, 14, 2),
+        }
         for _ in range(2)
     )
     for i in range(N_FRAMES):

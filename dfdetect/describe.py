@@ -23,7 +23,9 @@ def describe(path: Path) -> Description:
         from dfdetect.checkpoint import read_info
 
         return Description(read_info(path).model_dump(mode="json"), [])
-    cause = "neither a prepared folder nor a checkpoint" if path.exists() else "no such file or folder"
+    cause = (
+        "neither a prepared folder nor a checkpoint" if path.exists() else "no such file or folder"
+    )
     raise DfdetectError(f"{path}: {cause}", "give a folder made by prepare or train")
 
 

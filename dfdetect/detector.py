@@ -1,6 +1,6 @@
 """Detector: face crops in, one logit out. The only file that imports timm.
 
-A backbone from timm, a head, and the normalisation as buffers, so that a checkpoint carries its own.
+A backbone from timm, a head, and the normalisation as buffers, so that a checkpoint carries all.
 Two heads: `linear` (timm's pooled classifier with two logits, QAD Eq. 1) and `attention` (DID: the
 deepfake attention, then a small network on the attended features).
 """
@@ -174,11 +174,15 @@ def _from_file(name: str, arguments: dict, path: str) -> nn.Module:
     try:
         in_file = timm.models.load_state_dict(path)
         blank, loaded = (
-            _with_seed_0(name, arguments, pretrained=pretrained, pretrained_cfg_overlay={"file": path})
+            _with_seed_0(
+                name, arguments, pretrained=pretrained, pretrained_cfg_overlay={"file": path}
+            )
             for pretrained in (False, True)
         )
     except Exception as error:  # timm and torch raise a dozen kinds for a file of something else
-        raise DfdetectError(f"{path}: not weights of {name} ({_first_line(error)})", hint) from error
+        raise DfdetectError(
+            f"{path}: not weights of {name} ({_first_line(error)})", hint
+        ) from error
     before = blank.state_dict()
     head = tuple(f"{part}." for part in _classifier_names(loaded))
     missing = [
@@ -192,7 +196,7 @@ def _from_file(name: str, arguments: dict, path: str) -> nn.Module:
     return loaded
 
 
-def _with_seed_0(name: str, arguments: dict, **more) -> nn.Module:  # noqa: ANN003
+def _with_seed_0(name: str, arguments: dict, **more) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return timm.create_model(name, **arguments, **more)

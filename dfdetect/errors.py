@@ -1,4 +1,4 @@
-"""The one error that users meet, and the exit codes it may carry. Imports nothing of the project."""
+"""The one error that users meet, and the exit codes it may carry. Imports nothing of ours."""
 
 import difflib
 from collections.abc import Iterable

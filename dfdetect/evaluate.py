@@ -100,7 +100,13 @@ def evaluate(
     image_size = checkpoint.detector.image_size
     predictions = {
         name: predict(
-            checkpoint.detector, rows, image_size, checkpoint.device, 64, default_workers(), progress
+            checkpoint.detector,
+            rows,
+            image_size,
+            checkpoint.device,
+            64,
+            default_workers(),
+            progress,
         )
         for name, rows in chosen.items()
     }
@@ -111,7 +117,8 @@ def evaluate(
     ]
     if all(cell.auc is None for cell in cells):
         raise DfdetectError(
-            f"{', '.join(map(str, data))}: nothing to measure in the {split} split ({cells[0].reason})",
+            f"{', '.join(map(str, data))}: nothing to measure in the {split} split "
+            f"({cells[0].reason})",
             "both real and fake videos are needed in it",
         )
     result = EvalResult(_described(checkpoint), cells, predictions, warnings)
@@ -181,7 +188,9 @@ def _cell(
     n_real = len(labels) - n_fake
     if not n_real or not n_fake:
         reason = f"no {'real' if not n_real else 'fake'} {place[2]}s at {quality}"
-        return Cell(*place, quality, manipulation, None, None, None, threshold, n_real, n_fake, reason)
+        return Cell(
+            *place, quality, manipulation, None, None, None, threshold, n_real, n_fake, reason
+        )
     return Cell(
         *place, quality, manipulation, auc(ranks, labels), eer(ranks, labels),
         accuracy(scores, labels, threshold), threshold, n_real, n_fake,
@@ -243,7 +252,11 @@ def _ordered(names: Sequence[str]) -> list[str]:
 
 
 def _crop_warnings(checkpoint: Checkpoint, folder: Path) -> list[str]:
-    recipe = read_json(folder / "prepare.json").get("recipe", {}) if (folder / "prepare.json").exists() else {}
+    recipe = (
+        read_json(folder / "prepare.json").get("recipe", {})
+        if (folder / "prepare.json").exists()
+        else {}
+    )
     crop = CropRecipe.model_validate(recipe.get("crop", {}))
     if crop == checkpoint.info.crop:
         return []

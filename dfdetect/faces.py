@@ -17,7 +17,8 @@ Template = Literal["arcface", "symmetric"]
 TEMPLATES: dict[str, np.ndarray] = {
     # The 112-px template of ArcFace (Deng et al., CVPR 2019), as DeepfakeBench uses it.
     "arcface": np.array(
-        [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
+        [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366],
+         [41.5493, 92.3655], [70.7299, 92.2041]]
     ) / 112.0,
     # Left-right symmetric points, as GenD uses them.
     "symmetric": np.array([[0.34, 0.46], [0.66, 0.46], [0.50, 0.64], [0.37, 0.82], [0.63, 0.82]]),
@@ -42,7 +43,7 @@ class CropRecipe(BaseModel):
 
 
 class Face(NamedTuple):
-    """One detection: box float [4] xyxy, landmarks float [5,2], both in frame px; confidence 0..1."""
+    """One detection: box float [4] xyxy and landmarks float [5,2] in frame px; confidence 0..1."""
 
     box_xyxy: np.ndarray
     landmarks: np.ndarray
@@ -99,7 +100,7 @@ class FaceFinder:
         ]
         return sorted(found, key=lambda face: -face.width_px)
 
-    def _network(self, min_face_px: int):  # noqa: ANN202 (facenet_pytorch.MTCNN)
+    def _network(self, min_face_px: int):
         if min_face_px not in self._networks:
             self._networks[min_face_px] = self._make(
                 keep_all=True, min_face_size=min_face_px, device=self._device
@@ -145,7 +146,9 @@ def align(image: np.ndarray, landmarks: np.ndarray, recipe: CropRecipe) -> np.nd
     while np.hypot(matrix[0, 0], matrix[1, 0]) < 0.5 and min(image.shape[:2]) >= 2:
         height, width = image.shape[0] // 2, image.shape[1] // 2
         # Pixel centres: x_old = 2 x_new + 0.5.
-        image = cv2.resize(image[: 2 * height, : 2 * width], (width, height), interpolation=cv2.INTER_AREA)
+        image = cv2.resize(
+            image[: 2 * height, : 2 * width], (width, height), interpolation=cv2.INTER_AREA
+        )
         matrix = np.hstack([matrix[:, :2] * 2, matrix[:, :2] @ [[0.5], [0.5]] + matrix[:, 2:]])
     return cv2.warpAffine(image, matrix, (recipe.size, recipe.size), flags=cv2.INTER_LINEAR)
 
@@ -170,7 +173,7 @@ def _on_grid(pixels: np.ndarray) -> np.ndarray:
 
 
 def _distance(face: Face, before: Face) -> float:
-    """Distance of centres in box widths; infinite if the sizes differ by more than a factor of two."""
+    """Distance of centres in box widths; infinite if the sizes differ by more than twofold."""
     ratio = face.width_px / before.width_px
     if not 0.5 <= ratio <= 2:
         return float("inf")

@@ -22,7 +22,9 @@ def write_whole(path: Path, content: bytes | str) -> None:
     Errors: DfdetectError with ExitCode.ENVIRONMENT when the disk is full or not writable.
     """
     content = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".tmp-{os.getpid()}-{hashlib.sha1(path.name.encode()).hexdigest()[:12]}")
+    temporary = path.with_name(
+        f".tmp-{os.getpid()}-{hashlib.sha1(path.name.encode()).hexdigest()[:12]}"
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:

@@ -1,7 +1,7 @@
-"""What prepare writes and train, eval and info read: one row per crop and quality, as Parquet parts.
+"""What prepare writes and train, eval and info read: a row per crop and quality, as Parquet parts.
 
 One part per prepared video, written last: its existence means that the video is finished, and many
-writers can fill one folder without a lock. Quality is a column; `sample_id` joins a crop's qualities.
+writers can fill one folder without a lock. `sample_id` joins the qualities of a crop.
 """
 
 import hashlib
@@ -62,7 +62,9 @@ class SourceVideo:
 
     def __post_init__(self) -> None:
         if self.label not in (0, 1):
-            raise DfdetectError(f"{self.path}: label {self.label!r} is neither 0 (real) nor 1 (fake)")
+            raise DfdetectError(
+                f"{self.path}: label {self.label!r} is neither 0 (real) nor 1 (fake)"
+            )
 
 
 class Sample(NamedTuple):
@@ -181,7 +183,7 @@ def assign_splits(
 
 
 def identity_leaks(pairs: Iterable[tuple[Iterable[str], str]]) -> dict[str, set[str]]:
-    """Identities that appear in more than one split: {identity: splits}. `pairs`: (identities, split)."""
+    """Identities in more than one split, {identity: splits}; `pairs` are (identities, split)."""
     seen: dict[str, set[str]] = defaultdict(set)
     for identities, split in pairs:
         for identity in identities:

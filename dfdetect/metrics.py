@@ -88,7 +88,9 @@ class Band(NamedTuple):
     fake_above: float
 
 
-def call_band(real: ArrayLike, fake: ArrayLike, threshold: float, error: float = 0.1) -> Band | None:
+def call_band(
+    real: ArrayLike, fake: ArrayLike, threshold: float, error: float = 0.1
+) -> Band | None:
     """Conformal cuts: a new real video exceeds `fake_above` with probability at most `error`, a new
     fake one falls below `real_below` likewise, if they come from where validation came from.
 

@@ -92,7 +92,9 @@ def preset_folders() -> list[Path]:
 
 def list_presets() -> dict[str, Path]:
     """{name: file} of the presets that come with the tool."""
-    return {p.stem: p for folder in reversed(preset_folders()) for p in sorted(folder.glob("*.yaml"))}
+    return {
+        p.stem: p for folder in reversed(preset_folders()) for p in sorted(folder.glob("*.yaml"))
+    }
 
 
 def load_preset(name: str, overrides: Sequence[str] = ()) -> Preset:

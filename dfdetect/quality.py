@@ -1,4 +1,4 @@
-"""Quality names: `raw`, `c23` (H.264 at CRF 23), `j75` (JPEG at quality 75). Parsed, not enumerated."""
+"""Quality names, parsed: `raw`, `c23` (H.264 at CRF 23), `j75` (JPEG at quality 75)."""
 
 import re
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""What comes out: a Prediction per crop, a Verdict per input; frame -> track -> video aggregation."""
+"""What comes out: a Prediction per crop, a Verdict per input; from frame to track to video."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -50,7 +50,7 @@ class TrackScore:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The whole result for one input. `score` is P(fake) as the model sees it, None without a face."""
+    """The whole result for one input. `score` 0..1 as the model sees it, None without a face."""
 
     input: str
     sha256: str
@@ -130,7 +130,7 @@ def decide(score: float, band: Band | None) -> Call:
     return "likely-fake" if score >= band.fake_above else "likely-real"
 
 
-def _logits(detector: nn.Module, batches, device: str, on_batch=None) -> np.ndarray:  # noqa: ANN001
+def _logits(detector: nn.Module, batches, device: str, on_batch=None) -> np.ndarray:
     was_training = detector.training
     detector.eval()
     parts = [np.zeros(0)]

@@ -25,7 +25,9 @@ SMALL_FACE_PX = 64
 class Scanner:
     """A loaded model that scans one input after another."""
 
-    def __init__(self, model: str | Path | Checkpoint, frames: int = 32, device: str = "auto") -> None:
+    def __init__(
+        self, model: str | Path | Checkpoint, frames: int = 32, device: str = "auto"
+    ) -> None:
         """`frames`: how many frames of a video are looked at, spread evenly.
 
         Errors: DfdetectError for a checkpoint that cannot be used.
@@ -94,7 +96,14 @@ class Scanner:
                 call = "inconclusive"
                 notes.append(f"inconclusive: a face was found in only {longest} frames")
         return Verdict(
-            str(path), digest, call, score, round(info.threshold, 6), tracks, self.model_notes(), notes
+            str(path),
+            digest,
+            call,
+            score,
+            round(info.threshold, 6),
+            tracks,
+            self.model_notes(),
+            notes,
         )
 
     def model_notes(self) -> dict[str, Any]:
@@ -107,7 +116,9 @@ class Scanner:
         }
 
 
-def scan(path: str | Path, model: str | Path | Checkpoint, frames: int = 32, device: str = "auto") -> Verdict:
+def scan(
+    path: str | Path, model: str | Path | Checkpoint, frames: int = 32, device: str = "auto"
+) -> Verdict:
     """Scan one video or picture with a run folder, a detector.safetensors or a loaded Checkpoint.
 
     For many inputs make one `Scanner` and call it. Errors: DfdetectError.
@@ -116,7 +127,9 @@ def scan(path: str | Path, model: str | Path | Checkpoint, frames: int = 32, dev
 
 
 def scan_many(
-    scanner: Scanner, inputs: Iterable[Path], on_result: Callable[[Path, Verdict | DfdetectError], None]
+    scanner: Scanner,
+    inputs: Iterable[Path],
+    on_result: Callable[[Path, Verdict | DfdetectError], None],
 ) -> None:
     """Scan each input; one that fails is reported as its error and does not stop the rest."""
     for path in inputs:

@@ -141,7 +141,8 @@ def load_training_data(preset: Preset, data: Sequence[Path]) -> TrainingData:
         missing = set(preset.qualities) - {s.quality for s in found}
         if missing:
             raise DfdetectError(
-                f"{folder}: holds no {', '.join(sorted(missing))} crops, which preset {preset.name} needs",
+                f"{folder}: holds no {', '.join(sorted(missing))} crops, "
+                f"which preset {preset.name} needs",
                 f"prepare it with --qualities {','.join(preset.qualities)}, or --set qualities=...",
             )
         kept = [s for s in found if s.split in ("train", "val") and s.quality in preset.qualities]
@@ -167,7 +168,11 @@ def load_training_data(preset: Preset, data: Sequence[Path]) -> TrainingData:
     for name, split in (("train", train_rows), ("val", val_rows)):
         labels = {s.label for s in split}
         if labels != {0, 1}:
-            has = "no crops" if not labels else "only " + ("fake" if 1 in labels else "real") + " crops"
+            has = (
+                "no crops"
+                if not labels
+                else "only " + ("fake" if 1 in labels else "real") + " crops"
+            )
             raise DfdetectError(
                 f"{', '.join(map(str, data))}: the {name} split has {has}",
                 "both classes are needed; add videos or give other --splits to prepare",
@@ -210,10 +215,14 @@ class _Run:
         started = time.monotonic()
         self.on_event(
             {
-                "kind": "start", "step": self.step, "n_steps": self.n_steps, "preset": self.preset.name,
-                "device": str(self.accelerator.device), "train_samples": len(self.crops),
+                "kind": "start",
+                "step": self.step,
+                "n_steps": self.n_steps,
+                "preset": self.preset.name,
+                "device": str(self.accelerator.device),
+                "train_samples": len(self.crops),
                 "resumed": bool(state),
-            }  # fmt: skip
+            }
         )
         validate_every = max(1, self.steps_per_epoch // self.preset.validate_per_epoch)
         with _stop_signals() as stopped, (self.out / "metrics.jsonl").open("a") as metrics:
@@ -227,7 +236,9 @@ class _Run:
                     raise DfdetectError(
                         f"stopped at step {self.step} of {self.n_steps}; the state is saved",
                         f"continue with: dfdetect train --resume --out {self.out}",
-                        ExitCode.INTERRUPTED if stopped[0] == signal.SIGINT else ExitCode.TERMINATED,
+                        ExitCode.INTERRUPTED
+                        if stopped[0] == signal.SIGINT
+                        else ExitCode.TERMINATED,
                     )
         elapsed = time.monotonic() - started
         return TrainSummary(
@@ -243,7 +254,7 @@ class _Run:
                 default_workers(),
             )  # fmt: skip
 
-    def _train_step(self, batch) -> Event:  # noqa: ANN001
+    def _train_step(self, batch) -> Event:
         began = time.perf_counter()
         epoch = self.step // self.steps_per_epoch
         batch = batch.to_device(self.accelerator.device)
@@ -258,7 +269,9 @@ class _Run:
             self.optimizer.zero_grad(set_to_none=True)
             self.accelerator.backward(loss.total)
         if self.preset.optimizer.clip_norm:
-            self.accelerator.clip_grad_norm_(self.method.parameters(), self.preset.optimizer.clip_norm)
+            self.accelerator.clip_grad_norm_(
+                self.method.parameters(), self.preset.optimizer.clip_norm
+            )
         lr = self.scheduler.get_last_lr()[-1]
         self.optimizer.step()
         if not self.optimizer.step_was_skipped:
@@ -340,12 +353,12 @@ class _Run:
             self.on_event(
                 {
                     "kind": "warning",
-                    "message": f"the regulariser's gradient is {ratio:.1e} of the classification's: "
-                    "it has no effect",
+                    "message": f"at step {self.step} the regulariser's gradient is {ratio:.1e} of "
+                    "the classification's: too weak to matter there",
                 }
             )
 
-    def _write(self, metrics, event: Event) -> None:  # noqa: ANN001
+    def _write(self, metrics, event: Event) -> None:
         if self.is_main:
             self.metrics_bytes += metrics.write(json.dumps(event, allow_nan=False) + "\n")
             metrics.flush()
@@ -387,7 +400,9 @@ class _Run:
         with (self.out / "metrics.jsonl").open("r+") as metrics:  # steps after the state come again
             metrics.truncate(self.metrics_bytes)
         if state["n_threads"] != torch.get_num_threads():
-            message = f"trained with {state['n_threads']} threads before: not bit-identical from here"
+            message = (
+                f"trained with {state['n_threads']} threads before: not bit-identical from here"
+            )
             self.on_event({"kind": "warning", "message": message})
 
 
@@ -408,7 +423,7 @@ def make_optimizer(method: Method, options: Optimizer) -> torch.optim.Optimizer:
     return kind(groups, weight_decay=options.weight_decay)
 
 
-def make_scheduler(optimizer: torch.optim.Optimizer, preset: Preset, n_steps: int):  # noqa: ANN201
+def make_scheduler(optimizer: torch.optim.Optimizer, preset: Preset, n_steps: int):
     """One-cycle (cosine, from 1/25 of the peak to 1/10^4 of the start) or constant, per step."""
     if preset.schedule.name == "constant":
         return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)
@@ -420,7 +435,9 @@ def make_scheduler(optimizer: torch.optim.Optimizer, preset: Preset, n_steps: in
     )
 
 
-def validation_figures(predictions: Sequence[Prediction], qualities: Sequence[str]) -> dict[str, Any]:
+def validation_figures(
+    predictions: Sequence[Prediction], qualities: Sequence[str]
+) -> dict[str, Any]:
     """Figures on val at threshold 0.5, qualities pooled, at frame and video level, with their n."""
     scores, labels = [p.logit for p in predictions], [p.label for p in predictions]
     _, by_video, video_labels = video_scores(predictions)
@@ -469,7 +486,9 @@ def choose_decision(predictions: Sequence[Prediction], error: float = 0.1) -> De
             pick = min if label else max
             worst[label][video] = pick(worst[label].get(video, score), score)
     n_real, n_fake = len(worst[0]), len(worst[1])
-    band = call_band(np.array([*worst[0].values()]), np.array([*worst[1].values()]), threshold, error)
+    band = call_band(
+        np.array([*worst[0].values()]), np.array([*worst[1].values()]), threshold, error
+    )
     basis = (
         f"at most {error:.0%} wrong calls per class on videos like the {n_real} real "
         f"and {n_fake} fake validation videos"
@@ -487,25 +506,44 @@ def stored_run(out: Path) -> tuple[Preset, list[Path], str | None]:
     try:
         content = yaml.safe_load((out / "preset.yaml").read_text("utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise DfdetectError(f"{out}: no run to resume there", "start one with --preset and --data") from error
+        raise DfdetectError(
+            f"{out}: no run to resume there", "start one with --preset and --data"
+        ) from error
     run = read_json(out / "run.json")
-    return check_preset(content, str(out / "preset.yaml")), [Path(d) for d in run["data"]], run["weights"]
+    return (
+        check_preset(content, str(out / "preset.yaml")),
+        [Path(d) for d in run["data"]],
+        run["weights"],
+    )
 
 
 def _open_run(
-    out: Path, preset: Preset, data: Sequence[Path], rows: TrainingData, weights: str | None, resume: bool
+    out: Path,
+    preset: Preset,
+    data: Sequence[Path],
+    rows: TrainingData,
+    weights: str | None,
+    resume: bool,
 ) -> dict[str, Any] | None:
     """Prepare the folder; the saved state to go on from, or None for a fresh start."""
     started = (out / "run.json").exists()
     if started and not resume:
-        raise DfdetectError(f"{out}: holds a run already", "continue it with --resume, or choose another --out")
+        raise DfdetectError(
+            f"{out}: holds a run already", "continue it with --resume, or choose another --out"
+        )
     if not started:
         if resume:
             raise DfdetectError(f"{out}: no run to resume there", "leave --resume out to start one")
-        write_whole(out / "preset.yaml", yaml.safe_dump(preset.model_dump(mode="json"), sort_keys=False))
+        write_whole(
+            out / "preset.yaml", yaml.safe_dump(preset.model_dump(mode="json"), sort_keys=False)
+        )
         write_json(
             out / "run.json",
-            {"data": [str(d.resolve()) for d in data], "weights": weights, "fingerprint": rows.fingerprint},
+            {
+                "data": [str(d.resolve()) for d in data],
+                "weights": weights,
+                "fingerprint": rows.fingerprint,
+            },
         )
     else:
         before = stored_run(out)[0]

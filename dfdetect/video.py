@@ -27,9 +27,26 @@ av.logging.set_level(None)  # damaged files are reported once, by us, with their
 log = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = frozenset(
-    ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .mts .m2ts .flv .wmv .asf .3gp .gif".split()
+    [
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".mkv",
+        ".webm",
+        ".avi",
+        ".mpg",
+        ".mpeg",
+        ".ts",
+        ".mts",
+        ".m2ts",
+        ".flv",
+        ".wmv",
+        ".asf",
+        ".3gp",
+        ".gif",
+    ]
 )
-IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .webp .bmp .tif .tiff .avif".split())
+IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif"])
 MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 
 MAX_PIXELS = 40_000_000
@@ -84,7 +101,7 @@ class Picture:
 
 
 class Media:
-    """An open video or picture: `info`, `count_frames()`, `pictures()`, and `warnings` it collected."""
+    """An open video or picture: `info`, `count_frames()`, `pictures()`, collected `warnings`."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
@@ -180,7 +197,8 @@ class Media:
         except (*_FFMPEG_ERRORS, OSError) as error:
             raise DfdetectError(
                 f"{self.path}: not a video or picture in a supported format ({_reason(error)})",
-                "supported: MP4, MOV, MKV, WebM, AVI, MPEG, FLV, WMV, GIF; JPEG, PNG, WebP, BMP, TIFF",
+                "supported: MP4, MOV, MKV, WebM, AVI, MPEG, FLV, WMV, GIF, "
+                "JPEG, PNG, WebP, AVIF, BMP, TIFF",
             ) from error
         with container:
             streams = [s for s in container.streams.video if s.codec_context is not None]
@@ -226,7 +244,7 @@ def media_below(root: Path) -> list[Path]:
 
 
 def sample_indices(n_frames: int, n_wanted: int) -> list[int]:
-    """`n_wanted` frame indices at the centres of equal stretches of 0..n_frames-1 (all, if fewer)."""
+    """`n_wanted` indices at the centres of equal stretches of 0..n_frames-1 (all, if fewer)."""
     return sorted({(2 * i + 1) * n_frames // (2 * n_wanted) for i in range(n_wanted)} - {n_frames})
 
 
@@ -301,7 +319,9 @@ class H264Loop:
     def _collect(self, frames: Sequence[av.VideoFrame]) -> list[Picture]:
         pictures = [
             Picture(index, time_s, yuv, orientation)
-            for yuv, (index, time_s, orientation) in zip(frames, self._sent[self._n_back :], strict=False)
+            for yuv, (index, time_s, orientation) in zip(
+                frames, self._sent[self._n_back :], strict=False
+            )
         ]
         self._n_back += len(frames)
         return pictures
@@ -439,12 +459,15 @@ def _read_still(path: Path, descriptor: int) -> tuple[np.ndarray, str, str] | No
                 upright = ImageOps.exif_transpose(picture)
                 image = _to_rgb8(upright)
     except UnidentifiedImageError as error:
-        raise DfdetectError(f"{path}: not a readable picture", "get it again from its source") from error
+        raise DfdetectError(
+            f"{path}: not a readable picture", "get it again from its source"
+        ) from error
     except Image.DecompressionBombError as error:
         raise _too_large(path, "the picture") from error
     except (OSError, ValueError, SyntaxError, MemoryError) as error:
         raise DfdetectError(
-            f"{path}: the picture is damaged or cut ({_reason(error)})", "get it again from its source"
+            f"{path}: the picture is damaged or cut ({_reason(error)})",
+            "get it again from its source",
         ) from error
     return image, "an animated picture: only its first frame was used" if animated else "", codec
 

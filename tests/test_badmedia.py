@@ -1,7 +1,7 @@
 """Hostile and odd files: scan and prepare give the expected class or a clear error, and go on.
 
-DFDETECT_BADMEDIA names a folder with expected_<set>.json and <set>/in/..., or one with the generator
-make_badmedia.py, which is then run.
+DFDETECT_BADMEDIA names a folder with expected_<set>.json and <set>/in/..., or one with the
+generator make_badmedia.py, which is then run.
 """
 
 import base64
@@ -27,10 +27,15 @@ SLOW = {"bomb"}  # limits on time and memory are tested elsewhere; here they onl
 def sets(tmp_path_factory):
     """[(folder of inputs, cases)] of every set of hostile files."""
     root = beside("DFDETECT_BADMEDIA", SHARED / "badmedia")
-    if not any((root / p.stem.removeprefix("expected_") / "in").is_dir() for p in root.glob("expected_*.json")):
+    if not any(
+        (root / p.stem.removeprefix("expected_") / "in").is_dir()
+        for p in root.glob("expected_*.json")
+    ):
         made = tmp_path_factory.mktemp("badmedia")
         subprocess.run(
-            [sys.executable, str(root / "make_badmedia.py"), str(made)], check=True, capture_output=True
+            [sys.executable, str(root / "make_badmedia.py"), str(made)],
+            check=True,
+            capture_output=True,
         )
         root = made
     return [
@@ -40,7 +45,11 @@ def sets(tmp_path_factory):
 
 
 def path_of(folder: Path, case: dict) -> Path:
-    name = os.fsdecode(base64.b64decode(case["path_b64"])) if case.get("path") is None else case["path"]
+    name = (
+        os.fsdecode(base64.b64decode(case["path_b64"]))
+        if case.get("path") is None
+        else case["path"]
+    )
     return folder / name
 
 
@@ -52,7 +61,9 @@ def test_scan_gives_each_file_its_class_and_goes_on(sets, run):
             if case["group"] not in GROUPS | SLOW:
                 continue
             results = []
-            scan_many(scanner, [path_of(folder, case)], lambda _, result, r=results: r.append(result))
+            scan_many(
+                scanner, [path_of(folder, case)], lambda _, result, r=results: r.append(result)
+            )
             (result,) = results
             if isinstance(result, DfdetectError):
                 found = "clean-error"
@@ -79,7 +90,9 @@ def test_prepare_takes_what_it_can_and_lists_the_rest(sets, tmp_path):
         (tmp_path / f"in{number}").symlink_to(folder)
         table = tmp_path / f"table{number}.csv"
         table.write_text("\n".join(rows) + "\n")
-        summary = prepare(table, tmp_path / str(number), PrepareRecipe(("raw", "c40"), 4), workers=2)
+        summary = prepare(
+            table, tmp_path / str(number), PrepareRecipe(("raw", "c40"), 4), workers=2
+        )
         failures = {f.video_id: f for f in summary.failures}
         wrong = []
         for name, classes in expected.items():

@@ -16,7 +16,10 @@ from dfdetect.train import train
 
 
 def test_a_checkpoint_rebuilds_the_same_detector(run):
-    first, second = load_checkpoint(run, "cpu"), load_checkpoint(run / "detector.safetensors", "cpu")
+    first, second = (
+        load_checkpoint(run, "cpu"),
+        load_checkpoint(run / "detector.safetensors", "cpu"),
+    )
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(first.detector(images), second.detector(images))
@@ -38,7 +41,11 @@ def test_did_ships_backbone_deepfake_attention_and_classifier_only(data, tmp_pat
     train(preset, [data], tmp_path / "run", device="cpu")
     parts = {name.split(".")[0] for name in load_file(tmp_path / "run/detector.safetensors")}
     assert parts == {"backbone", "attention", "classifier", "mean", "std", "to_gray"}
-    assert load_checkpoint(tmp_path / "run", "cpu").info.domains == ["real", "local-warp", "self-blend"]
+    assert load_checkpoint(tmp_path / "run", "cpu").info.domains == [
+        "real",
+        "local-warp",
+        "self-blend",
+    ]
 
 
 def rewritten(run, out, tensors=None, metadata=None):
@@ -46,7 +53,9 @@ def rewritten(run, out, tensors=None, metadata=None):
     with safe_open(file, framework="pt") as handle:
         before = json.loads(handle.metadata()["dfdetect"])
     save_file(
-        tensors or load_file(file), out, metadata={"dfdetect": json.dumps(metadata(before) if metadata else before)}
+        tensors or load_file(file),
+        out,
+        metadata={"dfdetect": json.dumps(metadata(before) if metadata else before)},
     )
     return out
 
@@ -76,7 +85,12 @@ def test_a_newer_format_names_both(run, tmp_path):
 
 def test_damaged_and_foreign_files_are_refused_by_name(run, tmp_path):
     whole = (run / "detector.safetensors").read_bytes()
-    cases = {"cut": whole[: len(whole) // 2], "empty": b"", "text": b"hello", "zip": b"PK\x03\x04" + whole}
+    cases = {
+        "cut": whole[: len(whole) // 2],
+        "empty": b"",
+        "text": b"hello",
+        "zip": b"PK\x03\x04" + whole,
+    }
     cases["header"] = (1 << 40).to_bytes(8, "little") + b"{}"
     for name, content in cases.items():
         (tmp_path / name).write_bytes(content)
@@ -113,4 +127,7 @@ def test_a_device_that_is_not_there_lists_the_usable_ones():
 
 def test_a_checkpoint_survives_being_moved(run, tmp_path):
     shutil.copy(run / "detector.safetensors", tmp_path / "elsewhere.st")
-    assert load_checkpoint(tmp_path / "elsewhere.st", "cpu").sha256 == load_checkpoint(run, "cpu").sha256
+    assert (
+        load_checkpoint(tmp_path / "elsewhere.st", "cpu").sha256
+        == load_checkpoint(run, "cpu").sha256
+    )

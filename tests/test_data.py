@@ -21,7 +21,7 @@ def test_a_batch_holds_every_quality_of_each_sample_in_the_order_asked_for(data)
     crops = paired(data, ("c40", "raw"))
     batch = next(training_batches(crops, "shuffle", 0, 0, 1, 5)).to_device("cpu")
     assert batch.images.shape == (5, 2, 3, 64, 64)
-    assert 0 <= batch.images.min() and batch.images.max() <= 1
+    assert batch.images.min() >= 0 and batch.images.max() <= 1
     detail = batch.images.diff(dim=-1).abs().mean((2, 3, 4))
     assert (detail[:, 0] < detail[:, 1]).all()  # CRF 40 is smoother than raw
     assert torch.equal(batch.domains > 0, batch.labels == 1)
@@ -52,7 +52,11 @@ def test_an_epoch_continued_in_the_middle_goes_on_with_the_same_batches(data):
 def test_ranks_share_an_epoch_without_overlap(data):
     crops = paired(data)
     parts = [
-        {i for b in training_batches(crops, "shuffle", 0, 0, 2, 3, rank=r, n_ranks=2) for i in b.sample_ids}
+        {
+            i
+            for b in training_batches(crops, "shuffle", 0, 0, 2, 3, rank=r, n_ranks=2)
+            for i in b.sample_ids
+        }
         for r in (0, 1)
     ]
     assert not parts[0] & parts[1]

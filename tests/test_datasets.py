@@ -77,7 +77,10 @@ def test_a_table_that_cannot_be_used_says_where_and_why(tmp_path, text, complain
 def ffpp_tree(root, quality="raw"):
     touch(
         root,
-        *(f"original_sequences/youtube/{quality}/videos/{i}.mp4" for i in ("000", "003", "001", "870")),
+        *(
+            f"original_sequences/youtube/{quality}/videos/{i}.mp4"
+            for i in ("000", "003", "001", "870")
+        ),
         f"manipulated_sequences/Deepfakes/{quality}/videos/000_003.mp4",
         f"manipulated_sequences/NeuralTextures/{quality}/videos/001_870.mp4",
         "manipulated_sequences/FaceShifter/c40/videos/003_000.mp4",

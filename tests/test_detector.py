@@ -73,7 +73,9 @@ def test_weights_that_cannot_be_had_name_the_way_out(tmp_path, monkeypatch):
         raise AssertionError
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(DfdetectError, match="ImageNet weights of .* could not be fetched") as error:
+    with pytest.raises(
+        DfdetectError, match=r"ImageNet weights of .* could not be fetched"
+    ) as error:
         Detector(TINY, 64, weights="pretrained")
     assert "--weights PATH" in error.value.hint and "--weights none" in error.value.hint
 
@@ -107,13 +109,16 @@ def test_attention_splits_the_features_without_loss(combine):
     assert torch.allclose(deepfake + rest, final, atol=1e-6)
     mask = FeatureAttention(32, combine)(torch.randn(2, 32, 7, 7))
     assert mask.shape == (2, 32, 7, 7)
-    assert 0 < mask.min() and mask.max() < 1
+    assert mask.min() > 0 and mask.max() < 1
 
 
 def test_attention_does_not_grow_with_the_input():
-    """Its learned pooling is a mean over space, so four times the area gives the same mask level."""
+    """Its learned pooling is a mean over space: sixteen times the area, the same mask level."""
     attention = FeatureAttention(16)
     small, large = torch.full((1, 16, 4, 4), 0.7), torch.full((1, 16, 16, 16), 0.7)
     with torch.no_grad():
-        inner, outer = attention(large)[..., 6:10, 6:10].mean(), attention(small)[..., 1:3, 1:3].mean()
+        inner, outer = (
+            attention(large)[..., 6:10, 6:10].mean(),
+            attention(small)[..., 1:3, 1:3].mean(),
+        )
     assert float(inner) == pytest.approx(float(outer), abs=0.05)

@@ -43,7 +43,10 @@ def test_each_manipulation_is_measured_against_all_reals():
     assert cell(cells, manipulation="all", **frame).auc == pytest.approx(12 / 16)
     # at .45: reals .2 .1 .3 right, .6 wrong; DF both right
     assert cell(cells, manipulation="DF", **frame).accuracy == pytest.approx(5 / 6)
-    assert (cell(cells, manipulation="DF", **frame).n_real, cell(cells, manipulation="DF", **frame).n_fake) == (4, 2)
+    assert (
+        cell(cells, manipulation="DF", **frame).n_real,
+        cell(cells, manipulation="DF", **frame).n_fake,
+    ) == (4, 2)
 
 
 def test_video_level_takes_the_mean_score_of_each_video():

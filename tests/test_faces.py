@@ -33,7 +33,9 @@ def test_no_face_and_frames_too_small_for_one_give_an_empty_list(find_faces):
 
 def test_rgb_order_matters_to_the_landmarks(find_faces):
     """BGR still detects, with landmarks elsewhere: the order must not be mixed up silently."""
-    rgb, bgr = (find_faces(v)[0].landmarks for v in (read_portrait(), read_portrait()[..., ::-1].copy()))
+    rgb, bgr = (
+        find_faces(v)[0].landmarks for v in (read_portrait(), read_portrait()[..., ::-1].copy())
+    )
     assert np.abs(rgb - bgr).max() > 0.2
 
 
@@ -58,7 +60,13 @@ def test_aligned_landmarks_lie_on_the_template(find_faces, template):
 
 def test_the_arcface_template_gives_the_published_points():
     """DeepfakeBench's normalised points, for a margin of 1.3."""
-    published = [(0.3784, 0.4704), (0.6204, 0.4691), (0.5002, 0.6081), (0.4008, 0.7498), (0.6012, 0.7487)]
+    published = [
+        (0.3784, 0.4704),
+        (0.6204, 0.4691),
+        (0.5002, 0.6081),
+        (0.4008, 0.7498),
+        (0.6012, 0.7487),
+    ]
     assert np.abs(CropRecipe(size=100).target_points() / 100 - published).max() < 2e-3
 
 
@@ -73,9 +81,11 @@ def test_a_wider_margin_shows_the_face_smaller(find_faces):
 
 
 def test_shrinking_by_halves_lands_where_a_direct_warp_does():
-    """A face eight times the template goes through three halvings; a smooth picture shows the place."""
+    """A face 20 times the template goes through four halvings; a smooth picture shows the place."""
     y, x = np.mgrid[:2048, :2048]
-    image = np.repeat((127 + 100 * np.sin(x / 150) * np.cos(y / 170))[..., None], 3, -1).astype(np.uint8)
+    image = np.repeat((127 + 100 * np.sin(x / 150) * np.cos(y / 170))[..., None], 3, -1).astype(
+        np.uint8
+    )
     recipe = CropRecipe(size=64)
     marks = recipe.target_points() * 20 + 200
     crop = align(image, marks, recipe)

@@ -25,7 +25,8 @@ def test_a_forgery_changes_the_face_and_only_the_face(name):
 def test_the_seed_decides(name):
     image = read_portrait()
     first, again, other = (
-        SHELF[name](image, PORTRAIT_LANDMARKS, np.random.default_rng(seed)).image for seed in (1, 1, 2)
+        SHELF[name](image, PORTRAIT_LANDMARKS, np.random.default_rng(seed)).image
+        for seed in (1, 1, 2)
     )
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)

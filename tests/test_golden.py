@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import SHARED, beside
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from dfdetect import metrics
 from dfdetect.errors import DfdetectError
@@ -78,26 +78,28 @@ def check_hsic(case):
         expected = case.expected[name]
         x = case.tensor("x", grad=True)
         k = dependence.centred_gram(x, sigma, dim_norm)
-        l = dependence.centred_gram(case.tensor("y"), sigma, dim_norm)  # noqa: E741
-        value = dependence.hsic(k, l)
+        other = dependence.centred_gram(case.tensor("y"), sigma, dim_norm)
+        value = dependence.hsic(k, other)
         case.close(value, expected["hsic"])
-        case.close(dependence.cka(k, l), expected["cka"])
+        case.close(dependence.cka(k, other), expected["cka"])
         if case.dtype == torch.float64:  # its inverse has a condition number of 1e5
-            case.close(dependence.cca(k, l), expected["nhsic_cca_eps1e-5"])
+            case.close(dependence.cca(k, other), expected["nhsic_cca_eps1e-5"])
         (gradient,) = torch.autograd.grad(value, x)
         case.close(gradient, expected["grad_x"], gradient=True)
 
 
 def check_hsic_offset(case):
     for name, dim_norm in (("dim_norm", True), ("raw", False)):
-        k, l = (dependence.centred_gram(case.tensor(v), case.params["sigma"], dim_norm) for v in "xy")  # noqa: E741
-        case.relative(dependence.hsic(k, l), case.expected[name], 1e-4)
+        k, other = (
+            dependence.centred_gram(case.tensor(v), case.params["sigma"], dim_norm) for v in "xy"
+        )
+        case.relative(dependence.hsic(k, other), case.expected[name], 1e-4)
 
 
 def check_hsic_near_one(case):
-    k, l = (dependence.centred_gram(case.tensor(v), case.params["sigma"]) for v in "xy")  # noqa: E741
-    case.relative(dependence.hsic(k, l), case.expected["hsic"], 1e-3)
-    case.relative(dependence.cka(k, l), case.expected["cka"], 1e-3)
+    k, other = (dependence.centred_gram(case.tensor(v), case.params["sigma"]) for v in "xy")
+    case.relative(dependence.hsic(k, other), case.expected["hsic"], 1e-3)
+    case.relative(dependence.cka(k, other), case.expected["cka"], 1e-3)
 
 
 def check_hsic_rff(case):
@@ -210,7 +212,9 @@ def check_jsd(case):
     joint, marginal = case.tensor("t_joint", grad=True), case.tensor("t_marginal", grad=True)
     value = did.mutual_information(joint, marginal)
     case.close(value, case.expected["value"])
-    for ours, name in zip(torch.autograd.grad(value, (joint, marginal)), ("joint", "marginal"), strict=True):
+    for ours, name in zip(
+        torch.autograd.grad(value, (joint, marginal)), ("joint", "marginal"), strict=True
+    ):
         case.close(ours, case.expected[f"grad_{name}"], gradient=True)
 
 
@@ -230,7 +234,9 @@ def check_grl(case):
 
 def check_beta(case):
     progress = case.inputs["p"]
-    ours = torch.tensor([did.beta_schedule(p, case.params["k"]) for p in progress], dtype=torch.float64)
+    ours = torch.tensor(
+        [did.beta_schedule(p, case.params["k"]) for p in progress], dtype=torch.float64
+    )
     case.close(ours, case.expected["beta"])
     ours = torch.tensor([did.beta_schedule(p, 10.0) for p in progress], dtype=torch.float64)
     case.close(ours, case.expected["beta_k10_DANN"])
@@ -284,4 +290,8 @@ def check_protocol(case):
     assert metrics.auc(scores, frame_labels) == pytest.approx(expected["frame_auc"], rel=1e-9)
 
 
-CHECKS = {name.removeprefix("check_"): f for name, f in list(globals().items()) if name.startswith("check_")}
+CHECKS = {
+    name.removeprefix("check_"): f
+    for name, f in list(globals().items())
+    if name.startswith("check_")
+}

@@ -1,4 +1,4 @@
-"""Imports point one way: cli -> verbs -> shelves -> nouns -> errors; heavy libraries have one home."""
+"""Imports point one way, cli -> verbs -> shelves -> nouns; heavy libraries have one home."""
 
 import ast
 from pathlib import Path

@@ -17,7 +17,9 @@ from dfdetect.manifest import (
 
 
 def video(name, identities, label=0, split=None):
-    return SourceVideo(Path(name), name, label, "set", "DF" if label else "real", tuple(identities), split)
+    return SourceVideo(
+        Path(name), name, label, "set", "DF" if label else "real", tuple(identities), split
+    )
 
 
 def many(n=40):
@@ -60,7 +62,9 @@ def test_official_splits_are_kept_and_spread_to_the_same_person():
 def test_videos_added_later_follow_what_was_decided_before():
     first = many(20)
     before = assign_splits(first, seed=0)
-    after = assign_splits([*first, video("new", ["p3"]), video("newer", ["q"])], seed=0, fixed=before)
+    after = assign_splits(
+        [*first, video("new", ["p3"]), video("newer", ["q"])], seed=0, fixed=before
+    )
     assert {k: after[k] for k in before} == before
     assert after["new"] == before["r3"]
 
@@ -79,7 +83,13 @@ def test_folder_keys_are_short_safe_and_distinct():
 
 
 def test_a_manifest_cannot_point_outside_its_folder(tmp_path):
-    row = {"path": "../../etc/passwd", "sample_id": "s", "video_id": "v", "label": 0, "split": "test"}
+    row = {
+        "path": "../../etc/passwd",
+        "sample_id": "s",
+        "video_id": "v",
+        "label": 0,
+        "split": "test",
+    }
     write_part(tmp_path, "v", [row])
     with pytest.raises(DfdetectError, match="outside the folder"):
         read_samples(tmp_path)

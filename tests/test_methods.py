@@ -1,10 +1,10 @@
-"""Contracts that every method keeps, and the acceptance checks of QAD and DID beyond the golden file."""
+"""Contracts that every method keeps, and checks of QAD and DID beyond the golden file."""
 
 import copy
 
 import pytest
 import torch
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from dfdetect.data import Batch
 from dfdetect.detector import Detector
@@ -85,7 +85,10 @@ def test_the_update_is_that_of_an_optimizer_fed_with_gradients_from_the_perturbe
     before = copy.deepcopy(method.state_dict())
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
     with method.perturbed(batch()):
-        moved = [not torch.equal(p, before[f"detector.{n}"]) for n, p in method.detector.named_parameters()]
+        moved = [
+            not torch.equal(p, before[f"detector.{n}"])
+            for n, p in method.detector.named_parameters()
+        ]
         method(batch()).total.backward()
     gradients = {n: p.grad.clone() for n, p in method.named_parameters()}
     for name, parameter in method.named_parameters():
@@ -145,7 +148,7 @@ def test_ascent_raises_the_loss_on_nearly_every_early_step():
         data = batch(seed=seed)
         weights, ascent = perturbable(method.detector), method._ascent_loss(data)
         with perturbed_weights(weights, ascent, gamma=0.001) as phi:
-                    higher += ascent().item() >= phi.loss_clean.item()
+            higher += ascent().item() >= phi.loss_clean.item()
     assert higher >= 19
 
 
@@ -171,8 +174,10 @@ def test_hsic_has_a_gradient_by_default_and_none_to_speak_of_as_printed():
 @pytest.mark.parametrize(
     "options",
     [
-        {"collab": "soft"}, {"collab": "pairwise"}, {"collab": "center"}, {"hsic": "cca"}, {"hsic": "rff"},
-        {"kernel_dim_norm": False}, {"awp_loss": "kl"}, {"awp_loss": "xe+kl"}, {"awp_scope": "global"},
+        {"collab": "soft"}, {"collab": "pairwise"}, {"collab": "center"},
+        {"hsic": "cca"}, {"hsic": "rff"},
+        {"kernel_dim_norm": False}, {"awp_loss": "kl"}, {"awp_loss": "xe+kl"},
+        {"awp_scope": "global"},
         {"awp_steps": 2, "awp_eta": 0.001}, {"layers": (4, 32)}, {"pairs": "all"},
     ],
     ids=str,
@@ -231,7 +236,7 @@ def test_at_beta_zero_the_backbone_does_not_feel_the_critic_but_the_critic_learn
 
 @pytest.mark.parametrize(("part", "rises"), [("critic", True), ("detector", False)])
 def test_the_critic_s_step_raises_the_estimate_and_the_backbone_s_lowers_it(part, rises):
-    """The most likely bug is the sign: one SGD step on one side, with only that term in the loss."""
+    """The most likely bug is the sign: one SGD step on one side, that term alone in the loss."""
     method = make("did", lambda_cls=0, lambda_dom=0, lambda_dec=1, domain_real=True)
     method.beta = 1.0
     data = batch(n=8, q=1)

@@ -34,7 +34,9 @@ def tree(folder):
 def test_pairs_show_the_same_pixels_at_falling_quality(data):
     groups = {}
     for sample in read_samples(data):
-        groups.setdefault(sample.sample_id, {})[sample.quality] = cv2.imread(str(sample.path)).astype(int)
+        groups.setdefault(sample.sample_id, {})[sample.quality] = cv2.imread(
+            str(sample.path)
+        ).astype(int)
     assert len(groups) == 18 * 4
     for crops in groups.values():
         assert set(crops) == {"raw", "c23", "c40"}
@@ -90,7 +92,10 @@ def test_two_workers_write_the_same_bytes_as_one(tmp_path, source):
     [
         (PrepareRecipe(frames=4), "frames = 3, now asked for 4"),
         (PrepareRecipe(frames=3, qualities=("raw",)), "qualities = "),
-        (PrepareRecipe(frames=3, crop=CropRecipe(margin=1.5)), "crop.margin = 1.3, now asked for 1.5"),
+        (
+            PrepareRecipe(frames=3, crop=CropRecipe(margin=1.5)),
+            "crop.margin = 1.3, now asked for 1.5",
+        ),
     ],
 )
 def test_another_recipe_in_the_same_folder_is_refused(tmp_path, source, changed, difference):

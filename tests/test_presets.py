@@ -29,11 +29,15 @@ def test_a_preset_says_what_it_reproduces_and_its_method_takes_its_options(name)
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_preset_trains_on_a_tiny_backbone(name):
-    tiny = "test_resnet.r160_in1k" if "r" in name.split("-")[1][:1] else "test_efficientnet.r160_in1k"
+    tiny = (
+        "test_resnet.r160_in1k" if "r" in name.split("-")[1][:1] else "test_efficientnet.r160_in1k"
+    )
     preset = load_preset(name, [f"backbone.name={tiny}", "image_size=64"])
     method = make_method(preset, n_domains=3, weights="none")
     q = len(preset.qualities)
-    batch = Batch(torch.rand(4, q, 3, 64, 64), torch.tensor([0, 1, 0, 1]), torch.tensor([0, 1, 0, 2]), [])
+    batch = Batch(
+        torch.rand(4, q, 3, 64, 64), torch.tensor([0, 1, 0, 1]), torch.tensor([0, 1, 0, 2]), []
+    )
     loss = method(batch)
     assert loss.total.isfinite()
     assert loss.logits.shape == (4, q)

@@ -1,7 +1,7 @@
 """The whole loop on real deepfakes and real people: FaceForensics++ clips, other videos, photos.
 
-The folder comes from DFDETECT_MEDIA and holds INDEX.csv with one row per file. A few steps of a tiny
-network say nothing about accuracy; what is tested is that everything works on real files.
+The folder comes from DFDETECT_MEDIA and holds INDEX.csv with one row per file. A few steps of a
+tiny network say nothing about accuracy; what is tested is that everything works on real files.
 """
 
 import csv
@@ -22,7 +22,7 @@ def media():
 
 @pytest.fixture(scope="module")
 def table(media, tmp_path_factory):
-    """A folder of links and a table: small videos of distinct groups, a few photos of both classes."""
+    """A folder of links and a table: small videos of distinct groups and photos, both classes."""
     with (media / "INDEX.csv").open(newline="", encoding="utf-8-sig") as file:
         rows = [r for r in csv.DictReader(file) if r["part"] == "main"]
     pixels = lambda r: int(r["width"]) * int(r["height"]) * int(r["frames"] or 1)  # noqa: E731
@@ -30,7 +30,9 @@ def table(media, tmp_path_factory):
 
     def pick(kind, label, n):
         found = 0
-        for row in sorted((r for r in rows if (r["kind"], r["label"]) == (kind, label)), key=pixels):
+        for row in sorted(
+            (r for r in rows if (r["kind"], r["label"]) == (kind, label)), key=pixels
+        ):
             group = row["identity_or_group"]
             if found < n and group not in groups and int(row["face_px"] or 0) >= 60:
                 groups.add(group)
@@ -84,7 +86,9 @@ def test_real_media_give_pairs_at_every_quality_in_identity_disjoint_splits(prep
 
 
 @pytest.mark.parametrize("preset", ["qad-tiny", "did-tiny"])
-def test_a_tiny_detector_trains_evaluates_and_scans_on_real_media(cli, media, prepared, tmp_path, preset):
+def test_a_tiny_detector_trains_evaluates_and_scans_on_real_media(
+    cli, media, prepared, tmp_path, preset
+):
     data, run = prepared[0], tmp_path / "run"
     done = cli(
         "train", "--preset", preset, "--data", data, "--out", run, "--device", "cpu",
@@ -109,7 +113,9 @@ def test_the_official_ffpp_tree_is_recognised_and_prepared(cli, media, tmp_path)
         pytest.skip("no FaceForensics++ tree among the media")
     plan = json.loads(cli("prepare", root, "--out", tmp_path / "d", "-n", "--json").stdout)
     assert plan["videos"] >= 4
-    done = cli("prepare", root, "--out", tmp_path / "d", "--qualities", "raw", "--frames", 2, "--json")
+    done = cli(
+        "prepare", root, "--out", tmp_path / "d", "--qualities", "raw", "--frames", 2, "--json"
+    )
     assert done.exit_code == 0, done.stderr
     manipulations = {r["manipulation"] for r in read_table(tmp_path / "d").to_pylist()}
     assert {"real", "Deepfakes"} <= manipulations

@@ -70,7 +70,8 @@ def test_a_run_stopped_in_mid_epoch_and_resumed_ends_with_the_same_bits(name, da
 
 
 @pytest.mark.parametrize(
-    ("name", "forgotten"), [("qad-tiny", "optimizer"), ("qad-tiny", "scheduler"), ("did-tiny", "rng")]
+    ("name", "forgotten"),
+    [("qad-tiny", "optimizer"), ("qad-tiny", "scheduler"), ("did-tiny", "rng")],
 )
 def test_resuming_without_part_of_the_state_would_show(name, forgotten, data, tmp_path):
     """Negative control: the comparison above has the power to notice a forgotten state."""
@@ -93,7 +94,10 @@ def test_resuming_without_part_of_the_state_would_show(name, forgotten, data, tm
         state["rng"] = torch.Generator().manual_seed(99).get_state()
     torch.save(state, path)
     train(preset, [data], tmp_path / "broken", device="cpu", resume=True)
-    rows = [[r["loss"] for r in lines(tmp_path / n) if r["kind"] == "train"] for n in ("straight", "broken")]
+    rows = [
+        [r["loss"] for r in lines(tmp_path / n) if r["kind"] == "train"]
+        for n in ("straight", "broken")
+    ]
     assert rows[0] != rows[1]
 
 
@@ -146,7 +150,9 @@ def test_a_run_folder_is_not_overwritten(run, data):
         train(preset, [data], run, device="cpu")
 
 
-def test_resuming_with_another_preset_or_other_data_is_refused_with_both_values(run, data, tmp_path):
+def test_resuming_with_another_preset_or_other_data_is_refused_with_both_values(
+    run, data, tmp_path
+):
     preset, folders, _ = stored_run(run)
     other = preset.model_copy(update={"batch_size": 5})
     with pytest.raises(DfdetectError, match="batch_size = 8, now asked for 5"):
@@ -243,7 +249,9 @@ def test_validation_figures_carry_level_quality_split_and_n():
 
 
 def test_few_validation_videos_allow_no_calls():
-    decision = choose_decision([prediction(f"v{i}", i % 2, "raw", 0.1 + 0.8 * (i % 2)) for i in range(8)])
+    decision = choose_decision(
+        [prediction(f"v{i}", i % 2, "raw", 0.1 + 0.8 * (i % 2)) for i in range(8)]
+    )
     assert decision.band is None
     assert "4 real and 4 fake validation videos are too few" in decision.basis
     assert 0.1 < decision.threshold < 0.9
@@ -253,7 +261,13 @@ def test_the_band_rests_on_each_video_s_worst_quality():
     """At raw the classes separate; at c40 they overlap: the band must cover the overlap."""
     rows = []
     for i in range(20):
-        rows += [prediction(f"r{i}", 0, "raw", 0.05 + 0.01 * i), prediction(f"r{i}", 0, "c40", 0.3 + 0.02 * i)]
-        rows += [prediction(f"f{i}", 1, "raw", 0.95 - 0.01 * i), prediction(f"f{i}", 1, "c40", 0.7 - 0.02 * i)]
+        rows += [
+            prediction(f"r{i}", 0, "raw", 0.05 + 0.01 * i),
+            prediction(f"r{i}", 0, "c40", 0.3 + 0.02 * i),
+        ]
+        rows += [
+            prediction(f"f{i}", 1, "raw", 0.95 - 0.01 * i),
+            prediction(f"f{i}", 1, "c40", 0.7 - 0.02 * i),
+        ]
     low, high = choose_decision(rows).band
     assert low < 0.4 and high > 0.6

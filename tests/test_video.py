@@ -10,7 +10,15 @@ from conftest import clip, write_clip
 from PIL import Image
 
 from dfdetect.errors import DfdetectError
-from dfdetect.video import H264Loop, Picture, open_media, probe, sample_frames, sample_indices, write_video
+from dfdetect.video import (
+    H264Loop,
+    Picture,
+    open_media,
+    probe,
+    sample_frames,
+    sample_indices,
+    write_video,
+)
 
 
 def test_samples_spread_over_the_whole_video():
@@ -45,7 +53,11 @@ def test_a_cut_file_gives_its_intact_frames_and_a_warning(tmp_path):
 def test_the_display_matrix_turns_the_picture_upright(tmp_path):
     """Stored on its side with a matrix that says so; compared with the picture that was meant."""
     meant = clip(0, 1)[0]
-    for angle, stored in ((90, np.rot90(meant)), (180, np.rot90(meant, 2)), (270, np.rot90(meant, 3))):
+    for angle, stored in (
+        (90, np.rot90(meant)),
+        (180, np.rot90(meant, 2)),
+        (270, np.rot90(meant, 3)),
+    ):
         path = tmp_path / f"{angle}.mp4"
         path.write_bytes(write_video([np.ascontiguousarray(stored)] * 3, 25, crf=4))
         _set_rotation(path, angle)
@@ -127,9 +139,9 @@ def test_every_frame_comes_back_at_its_own_index(tmp_path, crf):
 def test_a_larger_crf_is_worse():
     images = clip(2, 8)
     errors = [
-        np.mean([np.abs(p.rgb().astype(int) - images[p.index]).mean() for p in _through(H264Loop(c, Fraction(12)), images)])
-        for c in (10, 23, 40)
-    ]  # fmt: skip
+        np.mean([np.abs(p.rgb().astype(int) - images[p.index]).mean() for p in returned])
+        for returned in (_through(H264Loop(crf, Fraction(12)), images) for crf in (10, 23, 40))
+    ]
     assert errors[0] < errors[1] < errors[2]
 
 
@@ -190,5 +202,7 @@ def _set_rotation(path, degrees):
     start = content.index(b"tkhd") + 4 + 40  # version 0: the matrix follows 40 bytes of fields
     values = (cos, sin, 0, -sin, cos, 0, 0, 0)
     for i, value in enumerate(values):
-        content[start + 4 * i : start + 4 * i + 4] = int(value * 65536).to_bytes(4, "big", signed=True)
+        content[start + 4 * i : start + 4 * i + 4] = int(value * 65536).to_bytes(
+            4, "big", signed=True
+        )
     path.write_bytes(content)

@@ -92,7 +92,8 @@ def progress(description: str, quiet: bool) -> Iterator[Callable[[int, int, str]
     from rich.console import Console
 
     columns = (
-        bars.TextColumn("{task.description}", markup=False), bars.BarColumn(), bars.MofNCompleteColumn(),
+        bars.TextColumn("{task.description}", markup=False),
+        bars.BarColumn(), bars.MofNCompleteColumn(),
         bars.TimeElapsedColumn(), bars.TextColumn("ETA"), bars.TimeRemainingColumn(),
         bars.TextColumn("{task.fields[text]}", markup=False),
     )  # fmt: skip
@@ -127,7 +128,9 @@ Json = Annotated[
 ]
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", "-n", help="Say what would happen and how big.", rich_help_panel=RUNTIME),
+    typer.Option(
+        "--dry-run", "-n", help="Say what would happen and how big.", rich_help_panel=RUNTIME
+    ),
 ]
 Data = Annotated[
     list[Path],

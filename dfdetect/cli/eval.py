@@ -6,7 +6,17 @@ from typing import Annotated
 import typer
 
 from dfdetect.cli.edge import (
-    INPUT, MODEL, OUTPUT, Data, Device, Json, Quiet, progress, show, show_json, warn,
+    INPUT,
+    MODEL,
+    OUTPUT,
+    Data,
+    Device,
+    Json,
+    Quiet,
+    progress,
+    show,
+    show_json,
+    warn,
 )  # fmt: skip
 
 
@@ -37,7 +47,13 @@ def eval_(
 
     with progress("eval", quiet or as_json) as update:
         result = evaluate(
-            model, data, qualities, split, out, device, lambda done, total: update(done, total, "crops")
+            model,
+            data,
+            qualities,
+            split,
+            out,
+            device,
+            lambda done, total: update(done, total, "crops"),
         )
     for warning in result.warnings:
         warn(warning)

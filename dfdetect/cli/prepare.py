@@ -6,14 +6,26 @@ from typing import Annotated
 import typer
 
 from dfdetect.cli.edge import (
-    INPUT, MODEL, OUTPUT, RUNTIME, DryRun, Json, Quiet, key_values, progress, show, show_json, warn,
+    INPUT,
+    MODEL,
+    OUTPUT,
+    RUNTIME,
+    DryRun,
+    Json,
+    Quiet,
+    key_values,
+    progress,
+    show,
+    show_json,
+    warn,
 )  # fmt: skip
 from dfdetect.errors import ExitCode
 
 
 def prepare(
     source: Annotated[
-        Path, typer.Argument(help="Folder, CSV table or FaceForensics++ tree.", rich_help_panel=INPUT)
+        Path,
+        typer.Argument(help="Folder, CSV table or FaceForensics++ tree.", rich_help_panel=INPUT),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the crops.", rich_help_panel=OUTPUT)],
     dataset: Annotated[
@@ -29,7 +41,8 @@ def prepare(
     columns: Annotated[
         list[str],
         typer.Option(
-            help="Headings of a table, as manipulation=method,identity=person.", rich_help_panel=INPUT
+            help="Headings of a table, as manipulation=method,identity=person.",
+            rich_help_panel=INPUT,
         ),
     ] = [],  # noqa: B006
     where: Annotated[
@@ -57,7 +70,9 @@ def prepare(
         float,
         typer.Option(min=1, max=3, help="Room around the face, 1.3 = 30 %.", rich_help_panel=MODEL),
     ] = 1.3,
-    seed: Annotated[int, typer.Option(help="Deals identities to splits.", rich_help_panel=RUNTIME)] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Deals identities to splits.", rich_help_panel=RUNTIME)
+    ] = 0,
     workers: Annotated[
         int | None,
         typer.Option(min=1, help="Processes; default one per core.", rich_help_panel=RUNTIME),
@@ -65,7 +80,9 @@ def prepare(
     allow_identity_overlap: Annotated[
         bool,
         typer.Option(
-            "--allow-identity-overlap", help="Accept a person in two splits.", rich_help_panel=RUNTIME
+            "--allow-identity-overlap",
+            help="Accept a person in two splits.",
+            rich_help_panel=RUNTIME,
         ),
     ] = False,
     dry_run: DryRun = False,
@@ -115,7 +132,7 @@ def prepare(
         raise typer.Exit(int(ExitCode.PARTIAL))
 
 
-def _show_plan(plan, recipe, as_json: bool) -> None:  # noqa: ANN001
+def _show_plan(plan, recipe, as_json: bool) -> None:
     from dfdetect.prepare import BYTES_PER_CROP
     from dfdetect.reports.table import plan_table
     from dfdetect.video import IMAGE_SUFFIXES
@@ -127,9 +144,13 @@ def _show_plan(plan, recipe, as_json: bool) -> None:  # noqa: ANN001
     if as_json:
         show_json(
             {
-                "schema_version": 1, "videos": n_videos, "pictures": n_stills, "finished": len(plan.finished),
-                "crops_at_most": n_crops, "megabytes_at_most": round(megabytes),
-            }  # fmt: skip
+                "schema_version": 1,
+                "videos": n_videos,
+                "pictures": n_stills,
+                "finished": len(plan.finished),
+                "crops_at_most": n_crops,
+                "megabytes_at_most": round(megabytes),
+            }
         )
         return
     show(
@@ -139,7 +160,7 @@ def _show_plan(plan, recipe, as_json: bool) -> None:  # noqa: ANN001
     )
 
 
-def _summary_json(summary) -> dict:  # noqa: ANN001
+def _summary_json(summary) -> dict:
     return {
         "schema_version": 1,
         "videos": {f"{split}/{label}": n for (split, label), n in summary.videos.items()},
@@ -149,5 +170,3 @@ def _summary_json(summary) -> dict:  # noqa: ANN001
         "stage_s": {stage: round(seconds, 2) for stage, seconds in summary.stage_s.items()},
         "elapsed_s": round(summary.elapsed_s, 2),
     }
-
-

@@ -7,7 +7,16 @@ from typing import Annotated
 import typer
 
 from dfdetect.cli.edge import (
-    INPUT, MODEL, OUTPUT, Device, Json, Quiet, complain, progress, show, show_json,
+    INPUT,
+    MODEL,
+    OUTPUT,
+    Device,
+    Json,
+    Quiet,
+    complain,
+    progress,
+    show,
+    show_json,
 )  # fmt: skip
 from dfdetect.errors import DfdetectError, ExitCode, unknown
 
@@ -17,7 +26,9 @@ FAIL_ON = ("likely-fake", "inconclusive")
 def scan(
     inputs: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="INPUT...", help="Videos, pictures or folders of them.", rich_help_panel=INPUT),
+        typer.Argument(
+            metavar="INPUT...", help="Videos, pictures or folders of them.", rich_help_panel=INPUT
+        ),
     ] = None,
     model: Annotated[
         Path | None, typer.Option(help="Run folder or detector.safetensors.", rich_help_panel=MODEL)
@@ -62,7 +73,7 @@ def scan(
     outcomes: list[str] = []
     with progress("scan", quiet or as_json or len(paths) == 1) as update:
 
-        def report(path: Path, result) -> None:  # noqa: ANN001 (Verdict or DfdetectError)
+        def report(path: Path, result) -> None:
             failed = isinstance(result, DfdetectError)
             outcomes.append("error" if failed else result.call)
             update(len(outcomes), len(paths), path.name)
@@ -85,7 +96,9 @@ def _inputs(inputs: list[Path], files_from: str | None) -> list[Path]:
         try:
             text = sys.stdin.read() if files_from == "-" else Path(files_from).read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise DfdetectError(f"{files_from}: cannot be read as a list of files ({error})") from error
+            raise DfdetectError(
+                f"{files_from}: cannot be read as a list of files ({error})"
+            ) from error
         named += [Path(line) for line in text.splitlines() if line.strip()]
     if not named:
         raise DfdetectError("nothing to scan", "for example: dfdetect scan video.mp4 --model RUN")
@@ -114,7 +127,7 @@ def _error_json(path: Path, error: DfdetectError) -> dict:
     )
 
 
-def _readable(value):  # noqa: ANN001, ANN202
+def _readable(value):
     """Undecodable bytes of file names as \\udcXX text, so that every line is valid UTF-8 JSON."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()

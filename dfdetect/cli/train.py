@@ -6,7 +6,16 @@ from typing import Annotated
 import typer
 
 from dfdetect.cli.edge import (
-    INPUT, MODEL, OUTPUT, RUNTIME, Device, DryRun, Quiet, progress, show, warn,
+    INPUT,
+    MODEL,
+    OUTPUT,
+    RUNTIME,
+    Device,
+    DryRun,
+    Quiet,
+    progress,
+    show,
+    warn,
 )  # fmt: skip
 from dfdetect.errors import DfdetectError
 
@@ -19,11 +28,15 @@ def train(
     ] = None,
     data: Annotated[
         list[Path],
-        typer.Option("--data", help="A folder that prepare made; repeat for more.", rich_help_panel=INPUT),
+        typer.Option(
+            "--data", help="A folder that prepare made; repeat for more.", rich_help_panel=INPUT
+        ),
     ] = [],  # noqa: B006
     overrides: Annotated[
         list[str],
-        typer.Option("--set", help="Preset option as epochs=2 or optimizer.lr=1e-3.", rich_help_panel=MODEL),
+        typer.Option(
+            "--set", help="Preset option as epochs=2 or optimizer.lr=1e-3.", rich_help_panel=MODEL
+        ),
     ] = [],  # noqa: B006
     weights: Annotated[
         str | None,
@@ -43,7 +56,7 @@ def train(
 
     Example: dfdetect train --preset qad-effb1 --data data/ --out runs/qad
 
-    The best checkpoint on the val split becomes OUT/detector.safetensors; the test split is not read.
+    The best checkpoint on val becomes OUT/detector.safetensors; the test split is not read.
     """
     from dfdetect.presets import load_preset
     from dfdetect.train import plan_training, stored_run
@@ -95,23 +108,27 @@ class _Log:
         elif event["kind"] == "train":
             terms = " ".join(f"{name} {value:.4f}" for name, value in event["terms"].items())
             self.update(
-                event["step"], event["n_steps"], f"loss {event['loss']:.4f} ({terms}) lr {event['lr']:.1e}"
+                event["step"],
+                event["n_steps"],
+                f"loss {event['loss']:.4f} ({terms}) lr {event['lr']:.1e}",
             )
         elif event["kind"] == "val" and not self._quiet:
             frame = event["frame"]
             best = ", best so far" if event["is_best"] else ""
             typer.echo(
                 f"step {event['step']}/{event['n_steps']}: val frames AUC {frame['auc']:.3f} "
-                f"ACC {frame['accuracy']:.3f} (n {frame['n_real']}/{frame['n_fake']}, pooled){best}",
+                f"ACC {frame['accuracy']:.3f} "
+                f"(n {frame['n_real']}/{frame['n_fake']} real/fake, qualities pooled){best}",
                 err=True,
             )
 
 
-def _show_end(summary, out: Path, data: list[Path]) -> None:  # noqa: ANN001
+def _show_end(summary, out: Path, data: list[Path]) -> None:
     frame, video = summary.val["frame"], summary.val["video"]
     show(
         f"{summary.n_steps} steps in {summary.elapsed_s:.0f} s; best at step {summary.best_step}: "
-        f"val AUC {frame['auc']:.3f} at frame level (n {frame['n_real']}/{frame['n_fake']} real/fake), "
+        f"val AUC {frame['auc']:.3f} at frame level "
+        f"(n {frame['n_real']}/{frame['n_fake']} real/fake), "
         f"{video['auc']:.3f} at video level (n {video['n_real']}/{video['n_fake']})",
         f"{summary.checkpoint}",
         f"next: dfdetect eval {out} --data {data[0]}",

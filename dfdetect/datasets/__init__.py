@@ -5,6 +5,7 @@ pixels, and says in an error what tree it expected.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 from dfdetect.datasets.base import DatasetOptions
@@ -13,7 +14,6 @@ from dfdetect.datasets.folder import folder
 from dfdetect.datasets.table import table
 from dfdetect.errors import DfdetectError, unknown
 from dfdetect.manifest import SPLITS, SourceVideo
-
 
 SHELF: dict[str, Callable[[Path, DatasetOptions], list[SourceVideo]]] = {
     "folder": folder,
@@ -44,7 +44,7 @@ def list_source(name: str, source: Path, options: DatasetOptions) -> list[Source
         raise DfdetectError(f"{source}: no video or picture found in it")
     ids = [v.video_id for v in videos]
     if len(set(ids)) != len(ids):
-        twice = next(a for a, b in zip(ids, ids[1:], strict=False) if a == b)
+        twice = next(a for a, b in pairwise(ids) if a == b)
         raise DfdetectError(f"{source}: {twice} is listed twice", "keep one line per file")
     for video in videos:
         if video.split is not None and video.split not in SPLITS:

@@ -79,7 +79,9 @@ def _official_splits(source: Path, given: Path | None) -> dict[str, str]:
     splits: dict[str, str] = {}
     for split in SPLITS:
         pairs = read_json(root / f"{split}.json")
-        if not isinstance(pairs, list) or not all(isinstance(p, list) and len(p) == 2 for p in pairs):
+        if not isinstance(pairs, list) or not all(
+            isinstance(p, list) and len(p) == 2 for p in pairs
+        ):
             raise DfdetectError(f"{root / split}.json: not a list of pairs of ids")
         splits |= {str(i): split for pair in pairs for i in pair}
     return splits

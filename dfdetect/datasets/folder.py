@@ -24,7 +24,9 @@ def folder(source: Path, options: DatasetOptions) -> list[SourceVideo]:
         videos.append(_video(source, path, 0, "real", splits))
     for path in media_below(source / "fake"):
         parts = path.relative_to(source / "fake").parts
-        videos.append(_video(source, path, 1, text_of(Path(parts[0])) if len(parts) > 1 else "fake", splits))
+        videos.append(
+            _video(source, path, 1, text_of(Path(parts[0])) if len(parts) > 1 else "fake", splits)
+        )
     return videos
 
 

@@ -1,4 +1,4 @@
-"""A CSV table, one line per file: path and label; optionally manipulation, identity, split, dataset.
+"""A CSV table, one line per file: path, label; optionally manipulation, identity, split, dataset.
 
 Paths are relative to the CSV's folder. `--columns manipulation=method` reads another heading;
 `--where part=main` keeps the lines that match. An identity cell may hold several, joined by `;`.
@@ -19,7 +19,9 @@ def table(source: Path, options: DatasetOptions) -> list[SourceVideo]:
     """Errors: DfdetectError for a missing column, an unknown label, a path outside the folder."""
     rows = read_csv(source)
     if not rows:
-        raise DfdetectError(f"{source}: the table has no rows", "it needs a header and one line per file")
+        raise DfdetectError(
+            f"{source}: the table has no rows", "it needs a header and one line per file"
+        )
     headings = set(rows[0])
     if strange := [k for k in options.columns if k not in COLUMNS]:
         raise DfdetectError(

@@ -1,4 +1,4 @@
-"""self-blend: a face pasted onto itself, after its copy changed a little (Shiohara & Yamasaki, 2022).
+"""self-blend: a face pasted onto itself, after its copy changed a little (Shiohara et al., 2022).
 
 The copy gets another colour, sharpness and position; only the seam and the mismatch tell.
 """

@@ -1,4 +1,4 @@
-"""Adversarial weight perturbation (QAD Eq. 5 and Algorithm 1): ascend in weight space, then restore.
+"""Adversarial weight perturbation (QAD Eq. 5, Algorithm 1): ascend in weight space, then restore.
 
 Per tensor, phi = phi + eta |theta| g/|g|, kept inside |phi| <= gamma |theta| with theta the clean
 weights. The paper prints an absolute radius without a layer index; the per-layer relative ball is
@@ -50,7 +50,9 @@ def perturbed_weights(
         for _ in range(steps):
             loss = ascent_loss()
             loss_clean = loss.detach() if loss_clean is None else loss_clean
-            gradients = [g.float() if g.dtype.itemsize < 4 else g for g in torch.autograd.grad(loss, weights)]
+            gradients = [
+                g.float() if g.dtype.itemsize < 4 else g for g in torch.autograd.grad(loss, weights)
+            ]
             del loss
             if reduce:
                 gradients = [reduce(g) for g in gradients]
@@ -70,7 +72,7 @@ def perturbed_weights(
 
 
 def perturbable(module: nn.Module) -> list[nn.Parameter]:
-    """Trainable tensors of two or more dimensions: weights, but no bias and no batch-norm affine."""
+    """Trainable tensors of two or more dimensions: weights, no bias, no batch-norm affine."""
     return [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
 
 
@@ -98,7 +100,9 @@ def _ascend(
     moved = [phi + s * g for phi, s, g in zip(offsets, step, gradients, strict=True)]
     lengths = _norms(moved, scope)
     limit = gamma * radii
-    shrink = torch.where(lengths > limit, limit / lengths.clamp_min(torch.finfo(norms.dtype).tiny), 1.0)
+    shrink = torch.where(
+        lengths > limit, limit / lengths.clamp_min(torch.finfo(norms.dtype).tiny), 1.0
+    )
     return [phi * s for phi, s in zip(moved, shrink, strict=True)]
 
 

@@ -31,7 +31,7 @@ class Options(BaseModel):
 
 
 class Method(nn.Module):
-    """Owns a Detector and what is needed only in training. Calling it on a Batch gives a StepLoss."""
+    """Owns a Detector and what only training needs. Calling it on a Batch gives a StepLoss."""
 
     Options: ClassVar[type[Options]] = Options
     head: ClassVar[str] = "linear"
@@ -59,7 +59,9 @@ class Method(nn.Module):
         """
         yield {}
 
-    def class_logits(self, batch: Batch, strides: tuple[int, ...] = ()) -> tuple[Tensor, list[Tensor]]:
+    def class_logits(
+        self, batch: Batch, strides: tuple[int, ...] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
         """One concatenated forward of the linear head: logits [M,B,2] and taps [M*B,C,H,W].
 
         Images come as [B,M,3,S,S]; in one batch the order of the qualities does not matter to

@@ -6,7 +6,7 @@ DID's detector trained by BCE alone.
 
 from typing import Literal
 
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from dfdetect.data import Batch
 from dfdetect.methods import base

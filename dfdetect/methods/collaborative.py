@@ -2,12 +2,14 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from dfdetect.methods.hsic import quality_pairs
 
 
-def soft_label(logits: Tensor, labels: Tensor, temperature: float = 2.0, beta: float = 0.5) -> Tensor:
+def soft_label(
+    logits: Tensor, labels: Tensor, temperature: float = 2.0, beta: float = 0.5
+) -> Tensor:
     """Song & Chai (NeurIPS 2018), heads replaced by qualities: logits [M,B,K], labels [B].
 
     Each quality learns from the label (weight beta) and from the mean prediction of the others,
@@ -22,7 +24,7 @@ def soft_label(logits: Tensor, labels: Tensor, temperature: float = 2.0, beta: f
 
 
 def pairwise(features: Tensor, dim_norm: bool = True) -> Tensor:
-    """Mean distance of the same sample at two qualities, over sqrt(d): features [M,B,...] (Eq. 3)."""
+    """Mean distance of a sample at two qualities, over sqrt(d): features [M,B,...] (Eq. 3)."""
     x = features.flatten(2)
     distances = [(x[a] - x[b]).norm(dim=-1).mean() for a, b in quality_pairs(len(x))]
     return torch.stack(distances).mean() / (x.shape[-1] ** 0.5 if dim_norm else 1.0)

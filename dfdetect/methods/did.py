@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from dfdetect.data import Batch
 from dfdetect.detector import FeatureAttention, pooled_mlp
@@ -36,12 +36,12 @@ class Options(base.Options):
 
 class _Reverse(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, beta: float) -> Tensor:  # noqa: ANN001
+    def forward(ctx, x: Tensor, beta: float) -> Tensor:
         ctx.beta = beta
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN001
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         return -ctx.beta * gradient, None
 
 
@@ -122,7 +122,7 @@ class Did(base.Method):
     Options = Options
     head = "attention"
 
-    def __init__(self, detector, options: Options, n_domains: int) -> None:  # noqa: ANN001
+    def __init__(self, detector, options: Options, n_domains: int) -> None:
         super().__init__(detector, options, n_domains)
         channels = detector.n_features
         self.beta = 0.0
@@ -131,7 +131,9 @@ class Did(base.Method):
             self.domain_classifier = pooled_mlp(channels, n_domains)
         if options.lambda_dec > 0:
             self.critic = DependenceCritic(channels)
-            if options.beta_on == "T":  # Eq. 5 as printed scales T's ascent, not the features' descent
+            if (
+                options.beta_on == "T"
+            ):  # Eq. 5 as printed scales T's ascent, not the features' descent
                 for parameter in self.critic.parameters():
                     parameter.register_hook(lambda gradient: gradient * self.beta)
 
@@ -189,7 +191,7 @@ class Did(base.Method):
         return F.cross_entropy(logits[fake], domains[fake]) if fake.any() else (logits * 0).sum()
 
     def _information(self, maps: Decomposition) -> Tensor:
-        """I of (I_df, I_os); marginal pairs roll the rest by a random shift, so no pair stays joint."""
+        """I of (I_df, I_os); a random roll of the rest makes marginal pairs, none of them joint."""
         n = len(maps.whole)
         if n < 2:
             return (maps.whole * 0).sum()

@@ -1,6 +1,6 @@
 """HSIC and its normalised forms: how much two views of the same samples depend on one another.
 
-QAD Eq. 8 with a Gaussian kernel, exp(-|u-v|^2 / (2 sigma^2 d)). With the division by the dimension d
+QAD Eq. 8 with a Gaussian kernel, exp(-|u-v|^2 / (2 sigma^2 d)). With the division by dimension d
 every kernel value lies near 1, so the kernel is computed as expm1 (centring removes the constant)
 and both Gram matrices are centred: anything else loses the value in float32.
 """
@@ -32,7 +32,7 @@ def centred_gram(features: Tensor, sigma: float, dim_norm: bool = True) -> Tenso
 
 
 def squared_distances(x: Tensor) -> Tensor:
-    """|x_i - x_j|^2 of x [n,d] by one matrix product of mean-free features; exact zeros on the diagonal."""
+    """|x_i - x_j|^2 of x [n,d] by one product of mean-free features; the diagonal is exactly 0."""
     x = x - x.mean(0, keepdim=True).detach()
     inner = sum((part @ part.T for part in x.split(_CHUNK, dim=1)), start=x.new_zeros(()))
     norms = inner.diagonal()
@@ -46,7 +46,7 @@ def hsic(k: Tensor, l: Tensor) -> Tensor:  # noqa: E741 (Eq. 8 calls it L)
 
 
 def cka(k: Tensor, l: Tensor) -> Tensor:  # noqa: E741
-    """Eq. 8 normalised by both self-dependences, in [0,1]; 0 without gradient for a constant view."""
+    """Eq. 8 over both self-dependences, in [0,1]; 0 without gradient for a constant view."""
     self_k, self_l = hsic(k, k), hsic(l, l)
     if min(self_k.item(), self_l.item()) <= _ZERO:
         return k.new_zeros(())
@@ -62,7 +62,9 @@ def cca(k: Tensor, l: Tensor, epsilon: float = 1e-5) -> Tensor:  # noqa: E741
     return (r_k * r_l.T).sum()
 
 
-def random_fourier(features: Tensor, omega: Tensor, phase: Tensor, sigma: float, dim_norm: bool = True) -> Tensor:
+def random_fourier(
+    features: Tensor, omega: Tensor, phase: Tensor, sigma: float, dim_norm: bool = True
+) -> Tensor:
     """sqrt(2/D) cos(x omega / (sigma sqrt(d)) + phase): features [n,...], omega [d,D] -> [n,D]."""
     x = features.flatten(1)
     scale = sigma * (math.sqrt(x.shape[1]) if dim_norm else 1.0)

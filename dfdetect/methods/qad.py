@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from dfdetect.data import Batch
 from dfdetect.methods import base, collaborative
@@ -33,7 +33,9 @@ class Options(base.Options):
     pairs: dependence.Pairs = "unordered"
     layers: tuple[int, ...] = Field((8, 16, 32), description="strides of the tapped maps")
     alpha: float = Field(0.004, ge=0, description="weight of the collaborative loss")
-    gamma: float = Field(0.002, ge=0, description="AWP radius relative to a weight's norm; 0 is off")
+    gamma: float = Field(
+        0.002, ge=0, description="AWP radius relative to a weight's norm; 0 is off"
+    )
     awp_eta: float | None = Field(None, gt=0, description="AWP step; default gamma")
     awp_steps: int = Field(1, ge=1)
     awp_scope: Literal["layer", "global"] = "layer"
@@ -53,7 +55,7 @@ class QadLoss(NamedTuple):
 
 
 def qad_loss(logits: Tensor, labels: Tensor, features: list[Tensor], options: Options) -> QadLoss:
-    """Eq. 9 and 10: logits [M,B,2], labels [B], features a list of [M,B,C,H,W]; invariant to order."""
+    """Eq. 9 and 10: logits [M,B,2], labels [B], features a list of [M,B,C,H,W]; order-free."""
     m = len(logits)
     if options.collab == "soft":
         loss = collaborative.soft_label(
@@ -73,7 +75,7 @@ def qad_loss(logits: Tensor, labels: Tensor, features: list[Tensor], options: Op
 class Qad(base.Method):
     Options = Options
 
-    def __init__(self, detector, options: Options, n_domains: int) -> None:  # noqa: ANN001
+    def __init__(self, detector, options: Options, n_domains: int) -> None:
         super().__init__(detector, options, n_domains)
         self._step = 0
 
@@ -138,14 +140,18 @@ def _dependence(features: Tensor, o: Options) -> Tensor:
     else:
         views = [dependence.centred_gram(f, o.sigma, o.kernel_dim_norm) for f in features]
         measure = measures[o.hsic]
-    return sum(measure(views[a], views[b]) for a, b in dependence.quality_pairs(len(views), o.pairs))
+    return sum(
+        measure(views[a], views[b]) for a, b in dependence.quality_pairs(len(views), o.pairs)
+    )
 
 
 def _random_features(features: Tensor, o: Options) -> Tensor:
     """Own frequencies per view (shared ones would bias the product), on pooled maps to bound d."""
     with torch.autocast(features.device.type, enabled=False):
         pooled = _float(features).mean((2, 3)) if features.ndim == 4 else _float(features)
-        omega = torch.randn(pooled.shape[1], o.rff_features, dtype=pooled.dtype, device=pooled.device)
+        omega = torch.randn(
+            pooled.shape[1], o.rff_features, dtype=pooled.dtype, device=pooled.device
+        )
         phase = 2 * torch.pi * torch.rand(o.rff_features, dtype=pooled.dtype, device=pooled.device)
         return dependence.random_fourier(pooled, omega, phase, o.sigma, o.kernel_dim_norm)
 

@@ -18,7 +18,7 @@ CALL_STYLE = {
 METRICS = {"auc": "AUC", "eer": "EER", "accuracy": "ACC"}
 
 
-def prepare_table(summary) -> RenderableType:  # noqa: ANN001 (prepare.PrepareSummary)
+def prepare_table(summary) -> RenderableType:
     """Crops by label and quality, videos by split, failures."""
     qualities = list(dict.fromkeys(quality for quality, _ in summary.crops))
     crops = Table(title="face crops", title_justify="left")
@@ -35,28 +35,33 @@ def prepare_table(summary) -> RenderableType:  # noqa: ANN001 (prepare.PrepareSu
         videos.add_row(word, *(str(summary.videos[s, label]) for s in ("train", "val", "test")))
     n_prepared = sum(summary.videos.values())
     line = Text(
-        f"{n_prepared} prepared, {summary.n_skipped} finished before, {len(summary.failures)} failed, "
-        f"{summary.n_tracks} faces followed, {summary.elapsed_s:.0f} s"
+        f"{n_prepared} prepared, {summary.n_skipped} finished before, "
+        f"{len(summary.failures)} failed, {summary.n_tracks} faces followed, "
+        f"{summary.elapsed_s:.0f} s"
     )
     return Group(videos, crops, line) if n_prepared else line
 
 
-def plan_table(plan) -> RenderableType:  # noqa: ANN001 (prepare.Plan)
+def plan_table(plan) -> RenderableType:
     """Videos by manipulation and split."""
     table = Table(title="would prepare", title_justify="left")
     table.add_column("manipulation")
     for split in ("train", "val", "test"):
         table.add_column(split, justify="right")
-    for manipulation in sorted({v.manipulation for v in plan.videos}, key=lambda m: (m != "real", m)):
+    for manipulation in sorted(
+        {v.manipulation for v in plan.videos}, key=lambda m: (m != "real", m)
+    ):
         counts = [
-            sum(v.manipulation == manipulation and plan.splits[v.video_id] == s for v in plan.videos)
+            sum(
+                v.manipulation == manipulation and plan.splits[v.video_id] == s for v in plan.videos
+            )
             for s in ("train", "val", "test")
         ]
         table.add_row(printable(manipulation), *map(str, counts))
     return table
 
 
-def eval_tables(result) -> RenderableType:  # noqa: ANN001 (evaluate.EvalResult)
+def eval_tables(result) -> RenderableType:
     """One table per folder and level, manipulations as columns, qualities as rows."""
     parts: list[RenderableType] = []
     places = dict.fromkeys((cell.data, cell.split, cell.level) for cell in result.cells)
@@ -87,7 +92,9 @@ def _eval_table(title: str, cells: Sequence, manipulations: Sequence[str]) -> Ta
         for m in manipulations
     }
     for m in manipulations:
-        table.add_column(f"{printable(m)}\nn {single[m].n_real}/{single[m].n_fake}", justify="right")
+        table.add_column(
+            f"{printable(m)}\nn {single[m].n_real}/{single[m].n_fake}", justify="right"
+        )
     qualities = list(dict.fromkeys(cell.quality for cell in cells))
     by_place = {(c.quality, c.manipulation): c for c in cells}
     for key, word in METRICS.items():
@@ -98,8 +105,8 @@ def _eval_table(title: str, cells: Sequence, manipulations: Sequence[str]) -> Ta
     return table
 
 
-def verdict_panel(verdict) -> Panel:  # noqa: ANN001 (results.Verdict)
-    """A short readable panel: the call, the score against the threshold, the faces, the warnings."""
+def verdict_panel(verdict) -> Panel:
+    """A short panel: the call, the score against the threshold, the faces, the warnings."""
     lines = [Text(verdict.call, style=CALL_STYLE[verdict.call])]
     if verdict.score is not None:
         lines[0].append(
@@ -108,7 +115,7 @@ def verdict_panel(verdict) -> Panel:  # noqa: ANN001 (results.Verdict)
     for track in verdict.tracks[:5]:
         times = f"{track.frames[0].time_s:.1f} to {track.frames[-1].time_s:.1f} s"
         lines.append(
-            Text(f"face {track.track}: {track.score:.3f} over {len(track.frames)} frames, {times}  ")
+            Text(f"face {track.track}: {track.score:.3f} over {len(track.frames)} frames, {times} ")
             .append(sparkline([frame.score for frame in track.frames]))
         )  # fmt: skip
     if len(verdict.tracks) > 5:
