@@ -1,13 +1,15 @@
 """Prepared crops -> batches: pairs of qualities, augmentation, order of an epoch, loaders.
 
-Everything random is a function of (seed, epoch, sample), so a run that resumes in the middle of an
+Everything random is a function of (seed, epoch, draw), so a run that resumes in the middle of an
 epoch sees exactly what it would have seen.
 """
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
+from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -57,7 +59,8 @@ def read_crop(path: Path) -> np.ndarray:
 
 
 class PairedCrops(Dataset):
-    """One item per sample: its crops at every quality. Indexed by (epoch, position)."""
+    """One item per sample: its crops at every quality. Indexed by (epoch, draw, position), where
+    `draw` numbers the draws of an epoch: a sample drawn twice is augmented in two ways."""
 
     def __init__(
         self,
@@ -87,10 +90,10 @@ class PairedCrops(Dataset):
     def __len__(self) -> int:
         return len(self.groups)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, int, int, str]:
-        epoch, position = key
+    def __getitem__(self, key: tuple[int, int, int]) -> tuple[np.ndarray, int, int, str]:
+        epoch, draw, position = key
         group = self.groups[position]
-        rng = np.random.default_rng([self._seed, epoch, position])
+        rng = np.random.default_rng([self._seed, epoch, draw])
         crops = np.stack([read_crop(sample.path) for sample in group])
         crops = augmented(crops, self._augment, rng)
         images = np.stack([to_input(crop, self._image_size) for crop in crops])
@@ -114,23 +117,30 @@ def augmented(crops: np.ndarray, options: Augment, rng: np.random.Generator) -> 
 
 
 def epoch_order(
-    labels: np.ndarray, domains: np.ndarray, sampler: str, seed: int, epoch: int, n: int
+    labels: np.ndarray,
+    domains: np.ndarray,
+    sampler: str,
+    seed: int,
+    epoch: int,
+    n_batches: int,
+    batch_size: int,
 ) -> np.ndarray:
-    """`n` positions for one epoch, int [n].
+    """Positions of one epoch, int [n_batches, batch_size].
 
     shuffle: every sample once before any comes twice; uniform: with replacement; class_balanced
-    and domain_balanced: with replacement, each class or domain equally often.
+    and domain_balanced: with replacement, each class or domain equally often in every batch.
     """
     rng = np.random.default_rng([seed, epoch])
+    n = n_batches * batch_size
     if sampler == "shuffle":
         rounds = [rng.permutation(len(labels)) for _ in range(-(-n // len(labels)))]
-        return np.concatenate(rounds)[:n]
+        return np.concatenate(rounds)[:n].reshape(n_batches, batch_size)
     if sampler == "uniform":
-        return rng.integers(0, len(labels), n)
+        return rng.integers(0, len(labels), (n_batches, batch_size))
     groups = labels if sampler == "class_balanced" else domains
     members = [np.flatnonzero(groups == value) for value in np.unique(groups)]
-    turns = rng.permutation(np.arange(n) % len(members))
-    return np.array([rng.choice(members[turn]) for turn in turns])
+    turns = (np.arange(n) % len(members)).reshape(n_batches, batch_size)
+    return np.array([[rng.choice(members[turn]) for turn in rng.permutation(row)] for row in turns])
 
 
 def training_batches(
@@ -139,17 +149,37 @@ def training_batches(
 ) -> Iterator[Batch]:  # fmt: skip
     """Batches first_step..n_steps of one epoch, for one of `n_ranks` processes."""
     order = epoch_order(
-        crops.labels, crops.domains, sampler, seed, epoch, n_steps * batch_size * n_ranks
+        crops.labels, crops.domains, sampler, seed, epoch, n_steps * n_ranks, batch_size
     )
-    mine = order.reshape(n_steps, n_ranks, batch_size)[first_step:, rank]
-    keys = [[(epoch, int(position)) for position in step] for step in mine]
-    return iter(
-        DataLoader(
-            crops, batch_sampler=keys, num_workers=workers, collate_fn=_collate,
-            multiprocessing_context="spawn" if workers else None,
-            pin_memory=torch.cuda.is_available(),
+    keys = [
+        [
+            (epoch, row * batch_size + draw, int(position))
+            for draw, position in enumerate(order[row])
+        ]
+        for row in range(first_step * n_ranks + rank, n_steps * n_ranks, n_ranks)
+    ]
+    return start_loader(crops, workers, batch_sampler=keys, collate_fn=_collate)
+
+
+def start_loader(dataset: Dataset, workers: int, **options: Any) -> Iterator:
+    """A running DataLoader that leaves the global random state alone (it would otherwise draw a
+    seed from it at every start) and whose workers do not die of the terminal's Ctrl-C."""
+    if workers:
+        options |= {"multiprocessing_context": "spawn"}
+        resource_tracker.ensure_running()  # its start would unblock the signal again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return iter(
+            DataLoader(
+                dataset,
+                num_workers=workers,
+                generator=torch.Generator(),
+                pin_memory=torch.cuda.is_available(),
+                **options,
+            )
         )
-    )  # fmt: skip
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Crops(Dataset):

@@ -66,6 +66,12 @@ class Detector(nn.Module):
     def head(self) -> Head:
         return self.settings["head"]
 
+    def head_parameters(self) -> list[nn.Parameter]:
+        """What is not the feature extractor: attention and classifier."""
+        if self.head == "linear":
+            return list(self.backbone.get_classifier().parameters())
+        return [*self.attention.parameters(), *self.classifier.parameters()]
+
     def features(self, images: Tensor, strides: Sequence[int] = ()) -> Features:
         """Maps of images [N,3,S,S] in 0..1; `strides` names the taps, for example (8, 16, 32)."""
         if self.colour == "gray":
@@ -122,7 +128,8 @@ class FeatureAttention(nn.Module):
         self.spatial = nn.Conv2d(3, 1, 7, padding=3)
 
     def forward(self, features: Tensor) -> Tensor:
-        # The learned pooling is a sum over space; dividing by its area keeps its size at any input.
+        # The learned pooling is a sum over space. Its size would depend on the input; here it is
+        # divided by the area at every pass, not only in the initial weights.
         area = features.shape[-2] * features.shape[-1]
         over_space = [
             features.mean((2, 3), keepdim=True),
@@ -188,11 +195,16 @@ def _from_file(name: str, arguments: dict, path: str) -> nn.Module:
     missing = [
         key
         for key, tensor in loaded.state_dict().items()
-        if key not in in_file and not key.startswith(head) and torch.equal(tensor, before[key])
+        if key not in in_file
+        and not key.startswith(head)
+        and not key.endswith("num_batches_tracked")  # a counter that older files lack
+        and torch.equal(tensor, before[key])
     ]
     if missing:
         cause = f"{len(missing)} of {len(before)} tensors missing, first {missing[0]}"
         raise DfdetectError(f"{path}: not weights of {name} ({cause})", hint)
+    if arguments["num_classes"]:
+        loaded.reset_classifier(arguments["num_classes"])  # new, from the run's own seed
     return loaded
 
 

@@ -120,8 +120,11 @@ def read_table(data: Path) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def read_samples(data: Path, split: str | None = None) -> list[Sample]:
-    """Rows of a prepared folder, crops as absolute paths, sorted by sample and quality."""
+def read_samples(data: Path, split: str | None = None, prefix: str = "") -> list[Sample]:
+    """Rows of a prepared folder, crops as absolute paths, sorted by sample and quality.
+
+    `prefix` goes before sample and video ids, so that rows of several folders stay apart.
+    """
     table = read_table(data)
     names = list(Sample._fields)
     samples = []
@@ -133,6 +136,7 @@ def read_samples(data: Path, split: str | None = None) -> list[Sample]:
             raise DfdetectError(f"{data}: the manifest names a file outside the folder: {relative}")
         row["path"] = data / relative
         row["identities"] = tuple(row["identities"] or ())
+        row["sample_id"], row["video_id"] = prefix + row["sample_id"], prefix + row["video_id"]
         samples.append(Sample(**row))
     return sorted(samples, key=lambda s: (s.sample_id, s.quality))
 

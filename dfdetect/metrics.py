@@ -82,7 +82,7 @@ def best_threshold(scores: ArrayLike, labels: ArrayLike) -> float:
 
 
 class Band(NamedTuple):
-    """Scores from `real_below` down are called real, from `fake_above` up fake, between neither."""
+    """Scores below `real_below` are called real, above `fake_above` fake, between neither."""
 
     real_below: float
     fake_above: float

@@ -75,7 +75,7 @@ class Preset(_Section):
     schedule: Schedule = Schedule()
     augment: Augment = Augment()
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
     @field_validator("qualities", mode="before")
     @classmethod

@@ -7,9 +7,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
-from dfdetect.data import Crops, images_to_tensor
+from dfdetect.data import Crops, images_to_tensor, start_loader
 from dfdetect.manifest import Sample
 from dfdetect.metrics import Band, mean_by
 
@@ -99,13 +98,8 @@ def predict(
     on_batch: Callable[[int], None] | None = None,
 ) -> list[Prediction]:
     """Score every row with `detector` in eval mode; `on_batch(n)` after each batch of n crops."""
-    loader = DataLoader(
-        Crops(samples, image_size),
-        batch_size,
-        num_workers=workers,
-        collate_fn=images_to_tensor,
-        multiprocessing_context="spawn" if workers else None,
-    )
+    crops = Crops(samples, image_size)
+    loader = start_loader(crops, workers, batch_size=batch_size, collate_fn=images_to_tensor)
     logits = _logits(detector, loader, device, on_batch)
     return [
         Prediction(
@@ -125,9 +119,9 @@ def video_scores(predictions: Sequence[Prediction]) -> tuple[list[str], np.ndarr
 
 def decide(score: float, band: Band | None) -> Call:
     """The call for a score; without a band nothing is known of its errors, so `inconclusive`."""
-    if band is None or band.real_below < score < band.fake_above:
+    if band is None or band.real_below <= score <= band.fake_above:
         return "inconclusive"
-    return "likely-fake" if score >= band.fake_above else "likely-real"
+    return "likely-fake" if score > band.fake_above else "likely-real"
 
 
 def _logits(detector: nn.Module, batches, device: str, on_batch=None) -> np.ndarray:

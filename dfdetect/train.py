@@ -14,7 +14,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 
 from dfdetect.checkpoint import FILE_NAME, CheckpointInfo, choose_device, save_checkpoint, versions
@@ -89,10 +90,11 @@ class TrainSummary:
 
 def plan_training(preset: Preset, data: Sequence[Path], weights: str | None = None) -> TrainPlan:
     """Everything `train` checks before its first step, and the size of the run; writes nothing."""
+    preset = _with_weights(preset, weights)
     method_options(preset)
     rows = load_training_data(preset, data)
     crops = _paired(preset, rows)
-    method = make_method(preset, len(rows.domains), weights)
+    method = make_method(preset, len(rows.domains))
     per_epoch = _steps_per_epoch(preset, len(crops), 1)
     return TrainPlan(
         sum(p.numel() for p in method.parameters()),
@@ -115,16 +117,25 @@ def train(
 ) -> TrainSummary:
     """Train `preset` on prepared folders; `on_event` gets one dict per step and per validation.
 
+    `weights` replaces the preset's choice: pretrained, none, or a file.
+
     Errors: DfdetectError for data that cannot be trained on, a run folder in use or not empty,
     ExitCode.DIVERGED for a loss that is not finite, 130 or 143 when interrupted (state is saved).
     """
+    preset = _with_weights(preset, weights)
     method_options(preset)
     rows = load_training_data(preset, data)
-    for note in rows.notes:
+    device = choose_device(device)
+    processes = PartialState(cpu=device == "cpu")
+    for note in rows.notes if processes.is_main_process else ():
         on_event({"kind": "warning", "message": note})
-    with folder_lock(out):
-        state = _open_run(out, preset, data, rows, weights, resume)
-        return _Run(preset, rows, out, weights, device, on_event).go(state)
+    # One process owns the folder; the others wait until it has been opened.
+    with folder_lock(out) if processes.is_main_process else nullcontext():
+        if processes.is_main_process:
+            _open_run(out, preset, data, rows, resume)
+        processes.wait_for_everyone()
+        state = _saved_state(out) if resume else None
+        return _Run(preset, rows, out, device, state, on_event).go()
 
 
 def load_training_data(preset: Preset, data: Sequence[Path]) -> TrainingData:
@@ -134,9 +145,9 @@ def load_training_data(preset: Preset, data: Sequence[Path]) -> TrainingData:
     identity in train and val (a note instead, where prepare was told to accept that).
     """
     crops, rows, notes, strict_pairs = {}, [], [], []
-    for folder in data:
+    for number, folder in enumerate(data):
         prepared = read_json(folder / "prepare.json") if (folder / "prepare.json").exists() else {}
-        found = read_samples(folder)
+        found = read_samples(folder, prefix=f"{number}:" if len(data) > 1 else "")
         crops[folder] = CropRecipe.model_validate(prepared.get("recipe", {}).get("crop", {}))
         missing = set(preset.qualities) - {s.quality for s in found}
         if missing:
@@ -146,12 +157,13 @@ def load_training_data(preset: Preset, data: Sequence[Path]) -> TrainingData:
                 f"prepare it with --qualities {','.join(preset.qualities)}, or --set qualities=...",
             )
         kept = [s for s in found if s.split in ("train", "val") and s.quality in preset.qualities]
-        pairs = {(tuple(f"{s.dataset}/{i}" for i in s.identities), s.split) for s in kept}
+        # Of the test split only the names are looked at: nobody in it may be trained on.
+        pairs = {(tuple(f"{s.dataset}/{i}" for i in s.identities), s.split) for s in found}
         if prepared.get("identity_overlap_allowed"):
             if leaks := identity_leaks(pairs):
                 notes.append(
-                    f"{folder}: {len(leaks)} identities are in both train and val; "
-                    "validation figures say nothing about people it has not seen"
+                    f"{folder}: {len(leaks)} identities are in more than one split; "
+                    "figures say nothing about people it has not seen"
                 )
         else:
             strict_pairs += sorted(pairs)
@@ -185,17 +197,22 @@ class _Run:
     """One training run from its first (or next) step to its end."""
 
     def __init__(
-        self, preset: Preset, rows: TrainingData, out: Path, weights: str | None, device: str,
-        on_event: Callable[[Event], None],
+        self, preset: Preset, rows: TrainingData, out: Path, device: str,
+        state: dict[str, Any] | None, on_event: Callable[[Event], None],
     ) -> None:  # fmt: skip
         self.preset, self.rows, self.out, self.on_event = preset, rows, out, on_event
-        device = choose_device(device)
         precision = {"fp32": "no"}.get(preset.precision, preset.precision)
+        AcceleratorState._reset_state()  # an earlier run here may have had another precision
         self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision)
         self.is_main = self.accelerator.is_main_process
         set_seed(preset.seed)
-        self.method = make_method(preset, len(rows.domains), weights)
+        # A resumed run's weights come from its state: nothing needs to be fetched.
+        self.method = make_method(
+            _with_weights(preset, "none") if state else preset, len(rows.domains)
+        )
         self.method.autocast = self.accelerator.autocast
+        if self.accelerator.scaler:
+            self.method.loss_scale = self.accelerator.scaler.get_scale
         self.crops = _paired(preset, rows)
         self.n_ranks = self.accelerator.num_processes
         self.batch_size = max(2, min(preset.batch_size, len(self.crops) // self.n_ranks))
@@ -208,12 +225,13 @@ class _Run:
         self.best_key: tuple[float, float] | None = None
         self.best: dict[str, Any] = {}
         self.metrics_bytes = 0
-
-    def go(self, state: dict[str, Any] | None) -> TrainSummary:
+        self.warned = False
         if state:
             self._restore(state)
+
+    def go(self) -> TrainSummary:
         started = time.monotonic()
-        self.on_event(
+        self._tell(
             {
                 "kind": "start",
                 "step": self.step,
@@ -221,9 +239,12 @@ class _Run:
                 "preset": self.preset.name,
                 "device": str(self.accelerator.device),
                 "train_samples": len(self.crops),
-                "resumed": bool(state),
+                "resumed": self.step > 0,
             }
         )
+        if self.batch_size < self.preset.batch_size:
+            few = f"only {len(self.crops)} training samples: batches of {self.batch_size}"
+            self._tell({"kind": "warning", "message": few})
         validate_every = max(1, self.steps_per_epoch // self.preset.validate_per_epoch)
         with _stop_signals() as stopped, (self.out / "metrics.jsonl").open("a") as metrics:
             for batch in self._batches():
@@ -231,19 +252,30 @@ class _Run:
                 if self.step % validate_every == 0 or self.step == self.n_steps:
                     self._write(metrics, self._validate())
                     self._save_state()
-                if stopped and self.step < self.n_steps:
+                if self._anywhere(stopped) and self.step < self.n_steps:
                     self._save_state()
                     raise DfdetectError(
                         f"stopped at step {self.step} of {self.n_steps}; the state is saved",
                         f"continue with: dfdetect train --resume --out {self.out}",
                         ExitCode.INTERRUPTED
-                        if stopped[0] == signal.SIGINT
+                        if stopped[:1] == [signal.SIGINT]
                         else ExitCode.TERMINATED,
                     )
         elapsed = time.monotonic() - started
         return TrainSummary(
             self.out / FILE_NAME, self.n_steps, self.best.get("step", 0), self.best, elapsed
         )
+
+    def _tell(self, event: Event) -> None:
+        if self.is_main:
+            self.on_event(event)
+
+    def _anywhere(self, flag: object) -> bool:
+        """Whether any process has it, so that all of them stop at the same step."""
+        if self.n_ranks == 1:
+            return bool(flag)
+        here = torch.tensor(float(bool(flag)), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(here, "sum") > 0)
 
     def _batches(self) -> Iterator:
         while self.step < self.n_steps:
@@ -264,7 +296,7 @@ class _Run:
         with self.method.perturbed(batch) as notes:
             loss: StepLoss = self.wrapped(batch)
             total = loss.total.item()
-            if not math.isfinite(total):
+            if self._anywhere(not math.isfinite(total)):
                 raise self._diverged(batch.sample_ids, total)
             self.optimizer.zero_grad(set_to_none=True)
             self.accelerator.backward(loss.total)
@@ -338,19 +370,20 @@ class _Run:
         )
 
     def _diverged(self, sample_ids: Sequence[str], value: float) -> DfdetectError:
-        samples = f" on samples {', '.join(sample_ids[:4])}" if sample_ids else " in validation"
+        samples = f" on samples {', '.join(sample_ids[:4])}" if sample_ids else " after the step"
         kept = f"; the last good checkpoint is {self.out / FILE_NAME}" if self.best else ""
         return DfdetectError(
-            f"training diverged at step {self.step + 1}: the loss is {value}{samples}{kept}",
+            f"training diverged at step {self.step + bool(sample_ids)}: "
+            f"the loss is {value}{samples}{kept}",
             "lower --set optimizer.lr, or set optimizer.clip_norm=1",
             ExitCode.DIVERGED,
         )
 
     def _warn_if_inert(self, notes: Event) -> None:
         ratio = notes.get("reg_ratio")
-        if ratio is not None and ratio < TINY_RATIO and not getattr(self, "_warned", False):
-            self._warned = True
-            self.on_event(
+        if ratio is not None and ratio < TINY_RATIO and not self.warned:
+            self.warned = True
+            self._tell(
                 {
                     "kind": "warning",
                     "message": f"at step {self.step} the regulariser's gradient is {ratio:.1e} of "
@@ -362,11 +395,14 @@ class _Run:
         if self.is_main:
             self.metrics_bytes += metrics.write(json.dumps(event, allow_nan=False) + "\n")
             metrics.flush()
-            self.on_event(event | {"n_steps": self.n_steps})
+        self._tell(event | {"n_steps": self.n_steps})
 
     def _save_state(self) -> None:
+        """Errors: DfdetectError when the weights are not finite; the state before stays."""
         if not self.is_main:
             return
+        if not all(torch.isfinite(p).all() for p in self.method.parameters()):
+            raise self._diverged([], math.nan)
         buffer = io.BytesIO()
         torch.save(
             {
@@ -397,21 +433,24 @@ class _Run:
             torch.cuda.set_rng_state_all(state["cuda_rng"])
         self.step, self.best_key, self.best = state["step"], state["best_key"], state["best"]
         self.metrics_bytes = state["metrics_bytes"]
-        with (self.out / "metrics.jsonl").open("r+") as metrics:  # steps after the state come again
-            metrics.truncate(self.metrics_bytes)
+        if self.is_main:  # steps after the state come again
+            with (self.out / "metrics.jsonl").open("a+") as metrics:
+                metrics.truncate(min(self.metrics_bytes, metrics.seek(0, io.SEEK_END)))
         if state["n_threads"] != torch.get_num_threads():
             message = (
                 f"trained with {state['n_threads']} threads before: not bit-identical from here"
             )
-            self.on_event({"kind": "warning", "message": message})
+            self._tell({"kind": "warning", "message": message})
 
 
 # --- parts that tests look at alone ----------------------------------------------------------
 
 
 def make_optimizer(method: Method, options: Optimizer) -> torch.optim.Optimizer:
-    """Two groups: the backbone at lr times `backbone_lr_scale`, everything else at lr."""
-    backbone = list(method.detector.backbone.parameters())
+    """Two groups: the backbone at lr times `backbone_lr_scale`, everything else at lr, also the
+    linear head, which timm keeps inside its model."""
+    head = {id(p) for p in method.detector.head_parameters()}
+    backbone = [p for p in method.detector.backbone.parameters() if id(p) not in head]
     inside = {id(p) for p in backbone}
     rest = [p for p in method.parameters() if id(p) not in inside]
     groups = [{"params": backbone, "lr": options.lr * options.backbone_lr_scale}]
@@ -427,11 +466,14 @@ def make_scheduler(optimizer: torch.optim.Optimizer, preset: Preset, n_steps: in
     """One-cycle (cosine, from 1/25 of the peak to 1/10^4 of the start) or constant, per step."""
     if preset.schedule.name == "constant":
         return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)
+    n_steps = max(n_steps, 2)
+    # torch divides by zero when the peak falls on the first step: put it after that.
+    warmup = max(preset.schedule.warmup, 1.5 / n_steps)
     return torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=[group["lr"] for group in optimizer.param_groups],
-        total_steps=max(n_steps, 2),
-        pct_start=preset.schedule.warmup,
+        total_steps=n_steps,
+        pct_start=min(warmup, 1.0),
     )
 
 
@@ -501,65 +543,53 @@ def choose_decision(predictions: Sequence[Prediction], error: float = 0.1) -> De
 # --- the run folder --------------------------------------------------------------------------
 
 
-def stored_run(out: Path) -> tuple[Preset, list[Path], str | None]:
-    """Preset, data folders and weights of a run, for `--resume` without naming them again."""
+def stored_run(out: Path) -> tuple[Preset, list[Path]]:
+    """Preset and data folders of a run, for `--resume` without naming them again."""
     try:
         content = yaml.safe_load((out / "preset.yaml").read_text("utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise DfdetectError(
             f"{out}: no run to resume there", "start one with --preset and --data"
         ) from error
-    run = read_json(out / "run.json")
-    return (
-        check_preset(content, str(out / "preset.yaml")),
-        [Path(d) for d in run["data"]],
-        run["weights"],
-    )
+    data = [Path(folder) for folder in read_json(out / "run.json")["data"]]
+    return check_preset(content, str(out / "preset.yaml")), data
 
 
 def _open_run(
-    out: Path,
-    preset: Preset,
-    data: Sequence[Path],
-    rows: TrainingData,
-    weights: str | None,
-    resume: bool,
-) -> dict[str, Any] | None:
-    """Prepare the folder; the saved state to go on from, or None for a fresh start."""
+    out: Path, preset: Preset, data: Sequence[Path], rows: TrainingData, resume: bool
+) -> None:
+    """Begin the folder, or check that it holds the beginning of this very run."""
     started = (out / "run.json").exists()
     if started and not resume:
         raise DfdetectError(
             f"{out}: holds a run already", "continue it with --resume, or choose another --out"
         )
+    if resume and not started:
+        raise DfdetectError(f"{out}: no run to resume there", "leave --resume out to start one")
     if not started:
-        if resume:
-            raise DfdetectError(f"{out}: no run to resume there", "leave --resume out to start one")
-        write_whole(
-            out / "preset.yaml", yaml.safe_dump(preset.model_dump(mode="json"), sort_keys=False)
+        content = yaml.safe_dump(preset.model_dump(mode="json"), sort_keys=False)
+        write_whole(out / "preset.yaml", content)
+        folders = [str(folder.resolve()) for folder in data]
+        write_json(out / "run.json", {"data": folders, "fingerprint": rows.fingerprint})
+        return
+    before = stored_run(out)[0]
+    if before != preset:
+        now, then = preset.model_dump(), before.model_dump()
+        key = next(k for k in then if then[k] != now[k])
+        raise DfdetectError(
+            f"{out}: the run has {key} = {then[key]}, now asked for {now[key]}",
+            "resume with the same options (or with none), or choose another --out",
         )
-        write_json(
-            out / "run.json",
-            {
-                "data": [str(d.resolve()) for d in data],
-                "weights": weights,
-                "fingerprint": rows.fingerprint,
-            },
+    stored = read_json(out / "run.json")["fingerprint"]
+    if stored != rows.fingerprint:
+        raise DfdetectError(
+            f"{out}: the run began on data {stored}, these folders hold {rows.fingerprint}",
+            "resume on the data it began with",
         )
-    else:
-        before = stored_run(out)[0]
-        if before != preset:
-            now, then = preset.model_dump(), before.model_dump()
-            key = next(k for k in then if then[k] != now[k])
-            raise DfdetectError(
-                f"{out}: the run has {key} = {then[key]}, now asked for {now[key]}",
-                "resume with the same preset, or choose another --out",
-            )
-        stored = read_json(out / "run.json")["fingerprint"]
-        if stored != rows.fingerprint:
-            raise DfdetectError(
-                f"{out}: the run began on data {stored}, these folders hold {rows.fingerprint}",
-                "resume on the data it began with",
-            )
+
+
+def _saved_state(out: Path) -> dict[str, Any] | None:
+    """The state to go on from, or None if the run had not come that far."""
     state_file = out / "resume" / "state.pt"
     if not state_file.exists():
         (out / "metrics.jsonl").unlink(missing_ok=True)
@@ -571,6 +601,13 @@ def _open_run(
             f"{state_file}: damaged ({str(error).splitlines()[0][:120]})",
             "start again with another --out",
         ) from error
+
+
+def _with_weights(preset: Preset, weights: str | None) -> Preset:
+    if weights is None:
+        return preset
+    backbone = preset.backbone.model_copy(update={"weights": weights})
+    return preset.model_copy(update={"backbone": backbone})
 
 
 def _paired(preset: Preset, rows: TrainingData) -> PairedCrops:

@@ -32,8 +32,9 @@ def test_a_preset_trains_on_a_tiny_backbone(name):
     tiny = (
         "test_resnet.r160_in1k" if "r" in name.split("-")[1][:1] else "test_efficientnet.r160_in1k"
     )
-    preset = load_preset(name, [f"backbone.name={tiny}", "image_size=64"])
-    method = make_method(preset, n_domains=3, weights="none")
+    overrides = [f"backbone.name={tiny}", "backbone.weights=none", "image_size=64"]
+    preset = load_preset(name, overrides)
+    method = make_method(preset, n_domains=3)
     q = len(preset.qualities)
     batch = Batch(
         torch.rand(4, q, 3, 64, 64), torch.tensor([0, 1, 0, 1]), torch.tensor([0, 1, 0, 2]), []
@@ -70,6 +71,9 @@ def test_the_paper_s_settings_stand_in_its_presets():
         (["method.alfa=1"], "did you mean 'alpha'"),
         (["method.alpha=-1"], "alpha"),
         (["method.name=qat"], "did you mean 'qad'"),
+        (["method.layers=[64]"], "no map of stride 64; it has 2, 4, 8, 16, 32"),
+        (["method.layers=[]"], "layers"),
+        (["seed=-1"], "seed"),
         (["backbone.name=resnet5O"], "did you mean 'resnet5"),
     ],
 )

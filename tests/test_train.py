@@ -1,7 +1,9 @@
 """The training loop: choice on val, resume, divergence, refusals, what is logged."""
 
 import json
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -47,19 +49,28 @@ def test_a_run_holds_its_preset_metrics_and_checkpoint(run):
     assert (run / "detector.safetensors").exists()
 
 
+def interrupt_at(step):
+    """An on_event that presses Ctrl-C when `step` is done."""
+
+    def on_event(event):
+        if event["kind"] == "train" and event["step"] == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return on_event
+
+
+@pytest.mark.parametrize("step", [3, 5])  # at the end of an epoch, and in the middle of one
 @pytest.mark.parametrize("name", ["qad-tiny", "did-tiny"])
-def test_a_run_stopped_in_mid_epoch_and_resumed_ends_with_the_same_bits(name, data, tmp_path):
-    preset = load_preset(name, [*SMALL, "augment.scale=0.1"])
+def test_a_run_stopped_and_resumed_ends_with_the_same_bits(name, step, data, tmp_path):
+    preset = load_preset(name, [*SMALL, "epochs=3", "augment.scale=0.1"])
     train(preset, [data], tmp_path / "straight", device="cpu")
-
-    def stop(event):  # after the state of step 3 is saved, in the middle of the next epoch
-        if event["kind"] == "train" and event["step"] == 5:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(preset, [data], tmp_path / "broken", device="cpu", on_event=stop)
-    summary = train(preset, [data], tmp_path / "broken", device="cpu", resume=True)
-    assert summary.n_steps == 6
+    with pytest.raises(
+        DfdetectError, match=f"stopped at step {step} of 9; the state is saved"
+    ) as e:
+        train(preset, [data], tmp_path / "broken", device="cpu", on_event=interrupt_at(step))
+    assert e.value.exit_code == ExitCode.INTERRUPTED and "--resume" in e.value.hint
+    preset, folders = stored_run(tmp_path / "broken")
+    assert train(preset, folders, tmp_path / "broken", device="cpu", resume=True).n_steps == 9
     straight, resumed = weights_of(tmp_path / "straight"), weights_of(tmp_path / "broken")
     assert all(torch.equal(straight[k], resumed[k]) for k in straight)
     timeless = [
@@ -75,15 +86,11 @@ def test_a_run_stopped_in_mid_epoch_and_resumed_ends_with_the_same_bits(name, da
 )
 def test_resuming_without_part_of_the_state_would_show(name, forgotten, data, tmp_path):
     """Negative control: the comparison above has the power to notice a forgotten state."""
-    preset = load_preset(name, SMALL)
+    preset = load_preset(name, [*SMALL, "epochs=3"])
     train(preset, [data], tmp_path / "straight", device="cpu")
 
-    def stop(event):
-        if event["kind"] == "train" and event["step"] == 5:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(preset, [data], tmp_path / "broken", device="cpu", on_event=stop)
+    with pytest.raises(DfdetectError, match="the state is saved"):
+        train(preset, [data], tmp_path / "broken", device="cpu", on_event=interrupt_at(4))
     path = tmp_path / "broken/resume/state.pt"
     state = torch.load(path, weights_only=True)
     if forgotten == "optimizer":
@@ -99,23 +106,6 @@ def test_resuming_without_part_of_the_state_would_show(name, forgotten, data, tm
         for n in ("straight", "broken")
     ]
     assert rows[0] != rows[1]
-
-
-def test_the_signal_to_stop_saves_the_state_and_says_how_to_go_on(data, tmp_path):
-    import os
-    import signal
-
-    def interrupt(event):
-        if event["kind"] == "train" and event["step"] == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    preset = load_preset("bce-tiny", SMALL)
-    with pytest.raises(DfdetectError, match="stopped at step 2 of 6; the state is saved") as error:
-        train(preset, [data], tmp_path / "run", device="cpu", on_event=interrupt)
-    assert error.value.exit_code == ExitCode.INTERRUPTED
-    assert "--resume" in error.value.hint
-    preset, folders, _ = stored_run(tmp_path / "run")
-    assert train(preset, folders, tmp_path / "run", device="cpu", resume=True).n_steps == 6
 
 
 def test_the_best_checkpoint_is_the_one_with_the_best_val_figure(data, tmp_path):
@@ -153,7 +143,7 @@ def test_a_run_folder_is_not_overwritten(run, data):
 def test_resuming_with_another_preset_or_other_data_is_refused_with_both_values(
     run, data, tmp_path
 ):
-    preset, folders, _ = stored_run(run)
+    preset, folders = stored_run(run)
     other = preset.model_copy(update={"batch_size": 5})
     with pytest.raises(DfdetectError, match="batch_size = 8, now asked for 5"):
         train(other, folders, run, device="cpu", resume=True)
@@ -169,7 +159,7 @@ def test_a_damaged_state_is_refused_by_name(run, data, tmp_path):
     shutil.copytree(run, copy)
     state = copy / "resume/state.pt"
     state.write_bytes(state.read_bytes()[:1000])
-    preset, folders, _ = stored_run(copy)
+    preset, folders = stored_run(copy)
     with pytest.raises(DfdetectError, match=r"state\.pt: damaged"):
         train(preset, folders, copy, device="cpu", resume=True)
 
@@ -190,7 +180,7 @@ def test_data_with_one_class_or_a_person_on_both_sides_is_refused(data, tmp_path
     with pytest.raises(DfdetectError, match="the train split has only real crops"):
         load_training_data(preset, [one])
     leak = edited(data, tmp_path / "leak", lambda r: {"identities": ["ann"]})
-    with pytest.raises(DfdetectError, match=r"/ann \(train\+val\)"):
+    with pytest.raises(DfdetectError, match=r"/ann \(test\+train\+val\)"):
         load_training_data(preset, [leak])
 
 
@@ -211,10 +201,44 @@ def test_the_backbone_learns_at_its_own_rate(data):
     from dfdetect.methods import make_method
 
     preset = load_preset("did-tiny", ["optimizer.lr=1e-4", "optimizer.backbone_lr_scale=0.1"])
-    method = make_method(preset, 3, "none")
+    method = make_method(preset, 3)
     groups = make_optimizer(method, preset.optimizer).param_groups
     assert [g["lr"] for g in groups] == pytest.approx([1e-5, 1e-4])
     assert sum(len(g["params"]) for g in groups) == len(list(method.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("n_steps", "warmup"), [(20, 0.05), (5, 0.2), (2, 0.5), (1, 0.05), (3, 0.9)]
+)
+def test_one_cycle_works_for_runs_of_a_few_steps(n_steps, warmup):
+    preset = load_preset("qad-tiny", [f"schedule.warmup={warmup}"])
+    optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=0.01)
+    scheduler = make_scheduler(optimizer, preset, n_steps)
+    for _ in range(n_steps):
+        optimizer.step()
+        scheduler.step()
+        assert 0 <= scheduler.get_last_lr()[0] <= preset.optimizer.lr + 0.01
+
+
+def test_weights_chosen_on_the_command_line_are_recorded(data, tmp_path):
+    preset = load_preset("bce-tiny", [*SMALL, "backbone.weights=pretrained"])
+    train(preset, [data], tmp_path / "run", weights="none", device="cpu")
+    assert stored_run(tmp_path / "run")[0].backbone.weights == "none"
+
+
+def test_folders_with_the_same_names_stay_apart(data, tmp_path):
+    """Two tables may both list real/000.mp4; their crops must not be taken for one another's."""
+    copy = tmp_path / "copy"
+    shutil.copytree(data, copy)
+    preset = load_preset("bce-tiny", SMALL)
+    one, two = load_training_data(preset, [data]), load_training_data(preset, [data, copy])
+    assert len({s.sample_id for s in two.train}) == 2 * len({s.sample_id for s in one.train})
+
+
+def test_two_precisions_in_one_process(data, tmp_path):
+    for precision in ("fp32", "bf16"):
+        preset = load_preset("qad-tiny", [*SMALL, "epochs=1", f"precision={precision}"])
+        train(preset, [data], tmp_path / precision, device="cpu")
 
 
 def test_one_cycle_rises_to_the_peak_and_falls_to_almost_nothing():

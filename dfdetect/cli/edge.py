@@ -66,10 +66,10 @@ def warn(message: str) -> None:
 
 
 def show(*renderables: Any) -> None:
-    """Results, on stdout; 100 columns where stdout is not a terminal."""
+    """Results, on stdout; wide enough for every table where stdout is not a terminal."""
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     for renderable in renderables:
         console.print(renderable, markup=False)
 

@@ -63,7 +63,12 @@ def train(
     from dfdetect.train import train as verb
 
     if resume and not preset and not data:
-        recipe, data, weights = stored_run(out)
+        if overrides or weights:
+            raise DfdetectError(
+                "--resume continues with the run's own options",
+                "leave --set and --weights out, or start another run with another --out",
+            )
+        recipe, data = stored_run(out)
     elif not preset or not data:
         raise DfdetectError(
             "train needs --preset and --data",

@@ -29,14 +29,14 @@ def method_options(preset: Preset) -> tuple[type[Method], Options]:
         raise invalid_field(error, f"preset {preset.name}, method", kind.Options) from error
 
 
-def make_method(preset: Preset, n_domains: int, weights: str | None = None) -> Method:
-    """Detector and method of a preset; `weights` replaces the preset's choice."""
+def make_method(preset: Preset, n_domains: int) -> Method:
+    """Detector and method of a preset."""
     kind, options = method_options(preset)
     detector = Detector(
         backbone=preset.backbone.name,
         image_size=preset.image_size,
         colour=preset.backbone.colour,
-        weights=weights or preset.backbone.weights,
+        weights=preset.backbone.weights,
         **kind.detector_settings(options),
     )
     return kind(detector, options, n_domains)

@@ -36,11 +36,13 @@ def perturbed_weights(
     steps: int = 1,
     scope: Scope = "layer",
     reduce: Callable[[Tensor], Tensor] | None = None,
+    loss_scale: float = 1.0,
 ) -> Iterator[Perturbation]:
     """Weights at theta + phi inside, exactly theta after, also when something raises.
 
     `ascent_loss()` computes the loss at the weights as they are; `eta` defaults to gamma; `reduce`
-    averages gradients over processes. Gradients of the weights (`.grad`) are not touched.
+    averages gradients over processes. `loss_scale` keeps half-precision gradients from
+    underflowing; phi does not depend on it. The weights' `.grad` is not touched.
     """
     eta = gamma if eta is None else eta
     clean = [w.detach().clone() for w in weights]
@@ -50,25 +52,20 @@ def perturbed_weights(
         for _ in range(steps):
             loss = ascent_loss()
             loss_clean = loss.detach() if loss_clean is None else loss_clean
-            gradients = [
-                g.float() if g.dtype.itemsize < 4 else g for g in torch.autograd.grad(loss, weights)
-            ]
+            gradients = torch.autograd.grad(loss * loss_scale, weights)
             del loss
             if reduce:
                 gradients = [reduce(g) for g in gradients]
             norms = _norms(gradients, scope)
             if not torch.isfinite(norms).all():
-                applied = False
+                applied, offsets = False, [torch.zeros_like(w) for w in clean]
+                _set(weights, clean)
                 break
             offsets = _ascend(clean, offsets, gradients, norms, gamma, eta, scope)
-            with torch.no_grad():
-                for weight, start, offset in zip(weights, clean, offsets, strict=True):
-                    weight.copy_(start + offset)
+            _set(weights, [start + offset for start, offset in zip(clean, offsets, strict=True)])
         yield Perturbation(offsets, loss_clean, applied)
     finally:
-        with torch.no_grad():
-            for weight, start in zip(weights, clean, strict=True):
-                weight.copy_(start)
+        _set(weights, clean)
 
 
 def perturbable(module: nn.Module) -> list[nn.Parameter]:
@@ -88,6 +85,12 @@ def frozen_running_statistics(module: nn.Module, frozen: bool = True) -> Iterato
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+
+
+def _set(weights: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for weight, value in zip(weights, values, strict=True):
+            weight.copy_(value)
 
 
 def _ascend(

@@ -41,6 +41,7 @@ class Method(nn.Module):
         super().__init__()
         self.detector, self.options, self.n_domains = detector, options, n_domains
         self.autocast: Callable[[], AbstractContextManager] = nullcontext
+        self.loss_scale: Callable[[], float] = lambda: 1.0  # of a half-precision gradient scaler
         self.measure = False  # whether this step should also fill the costlier notes
 
     @classmethod
@@ -69,7 +70,7 @@ class Method(nn.Module):
         """
         b, m = batch.images.shape[:2]
         final, taps = self.detector.features(batch.images.transpose(0, 1).flatten(0, 1), strides)
-        return self.detector.class_logits(final).float().unflatten(0, (m, b)), taps
+        return precise(self.detector.class_logits(final)).unflatten(0, (m, b)), taps
 
     def forward(self, batch: Batch) -> StepLoss:
         raise NotImplementedError
@@ -80,10 +81,20 @@ def fake_logits(class_logits: Tensor) -> Tensor:
     return (class_logits[..., 1] - class_logits[..., 0]).T.detach()
 
 
-def gradient_ratio(regulariser: Tensor, classification: Tensor, at: Tensor) -> Tensor:
-    """|d regulariser / dZ| / |d classification / dZ| at the features Z."""
+def precise(x: Tensor) -> Tensor:
+    """float32, or float64 if it is that already: what losses are computed in."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def gradient_ratio(
+    regulariser: Tensor, classification: Tensor, at: Tensor, scale: float = 1.0
+) -> Tensor:
+    """|d regulariser / dZ| / |d classification / dZ| at the features Z.
+
+    `scale` multiplies both losses on the way, so that half-precision gradients do not underflow.
+    """
     norms = [
-        torch.autograd.grad(loss, at, retain_graph=True, allow_unused=True)[0]
+        torch.autograd.grad(loss * scale, at, retain_graph=True, allow_unused=True)[0]
         for loss in (regulariser, classification)
     ]
     over, under = (g.float().norm() if g is not None else at.new_zeros(()) for g in norms)

@@ -29,7 +29,7 @@ class Bce(base.Method):
             loss = F.cross_entropy(logits.flatten(0, 1), batch.labels.repeat(len(logits)))
             return base.StepLoss(loss, {"ce": loss.detach()}, base.fake_logits(logits), {})
         n, q = batch.images.shape[:2]
-        logits = self.detector(batch.images.flatten(0, 1)).float().view(n, q)
-        targets = batch.labels.float().unsqueeze(1).expand(n, q)
+        logits = base.precise(self.detector(batch.images.flatten(0, 1))).view(n, q)
+        targets = batch.labels.to(logits).unsqueeze(1).expand(n, q)
         loss = F.binary_cross_entropy_with_logits(logits, targets)
         return base.StepLoss(loss, {"bce": loss.detach()}, logits.detach(), {})

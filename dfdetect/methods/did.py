@@ -157,8 +157,8 @@ class Did(base.Method):
         n, q = batch.images.shape[:2]
         labels, domains = (v.repeat_interleave(q) for v in (batch.labels, batch.domains))
         maps = self.decompose(batch.images.flatten(0, 1))
-        logits = self.detector.classifier(maps.deepfake).squeeze(1).float()
-        bce = F.binary_cross_entropy_with_logits(logits, labels.float())
+        logits = base.precise(self.detector.classifier(maps.deepfake).squeeze(1))
+        bce = F.binary_cross_entropy_with_logits(logits, labels.to(logits))
         auc = auc_loss(logits, labels, o.auc_gamma, o.auc_p, o.auc_space)
         cls = classification_loss(bce, auc, o.alpha)
         terms = {"bce": o.lambda_cls * o.alpha * bce, "auc": o.lambda_cls * (1 - o.alpha) * auc}
@@ -170,13 +170,13 @@ class Did(base.Method):
             terms["dom"] = o.lambda_dom * dom
             total = total + terms["dom"]
         if o.lambda_dec > 0:
-            information = self._information(maps)
+            information = self._information(maps, q)
             terms["dec"] = o.lambda_dec * information  # reported with the sign of Eq. 4
             total = total - o.lambda_dec * information
             notes["mutual_information"] = information.detach()
             if self.measure and self.beta > 0:
                 notes["reg_ratio"] = base.gradient_ratio(
-                    o.lambda_dec * information, o.lambda_cls * cls, maps.whole
+                    o.lambda_dec * information, o.lambda_cls * cls, maps.whole, self.loss_scale()
                 )
         weights = (o.lambda_dec, o.lambda_cls, o.lambda_dom)
         notes["loss_eq4"] = did_objective(information, cls, dom, *weights).detach()
@@ -184,21 +184,21 @@ class Did(base.Method):
         return base.StepLoss(total, terms, logits.detach().view(n, q), notes)
 
     def _domain_loss(self, domain_map: Tensor, domains: Tensor) -> Tensor:
-        logits = self.domain_classifier(domain_map).float()
+        logits = base.precise(self.domain_classifier(domain_map))
         if self.options.domain_real:
             return F.cross_entropy(logits, domains)
         fake = domains > 0
         return F.cross_entropy(logits[fake], domains[fake]) if fake.any() else (logits * 0).sum()
 
-    def _information(self, maps: Decomposition) -> Tensor:
-        """I of (I_df, I_os); a random roll of the rest makes marginal pairs, none of them joint."""
+    def _information(self, maps: Decomposition, n_qualities: int) -> Tensor:
+        """I of (I_df, I_os). A random roll of the rest by whole samples makes the marginal pairs:
+        none is joint, and none joins two qualities of one sample."""
         n = len(maps.whole)
-        if n < 2:
+        if n < 2 * n_qualities:
             return (maps.whole * 0).sum()
         beta = self.beta if self.options.beta_on == "features" else 1.0
         deepfake, rest = (reverse_gradient(m, beta) for m in (maps.deepfake, maps.rest))
-        shift = int(torch.randint(1, n, ()))
-        both = self.critic(
-            torch.cat([deepfake, deepfake]), torch.cat([rest, rest.roll(shift, 0)])
-        ).float()
+        shift = n_qualities * int(torch.randint(1, n // n_qualities, ()))
+        both = self.critic(torch.cat([deepfake, deepfake]), torch.cat([rest, rest.roll(shift, 0)]))
+        both = base.precise(both)
         return mutual_information(both[:n], both[n:])

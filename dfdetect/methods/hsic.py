@@ -13,6 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dfdetect.methods.base import precise
+
 Pairs = Literal["unordered", "ordered", "all"]
 _CHUNK = 1 << 22  # columns of a feature matrix multiplied at once
 _ZERO = 1e-24  # a self-HSIC up to here is a constant feature: no dependence, no gradient
@@ -25,7 +27,7 @@ def centred_gram(features: Tensor, sigma: float, dim_norm: bool = True) -> Tenso
     """
     with torch.autocast(features.device.type, enabled=False):
         x = features.flatten(1)
-        x = x if x.dtype == torch.float64 else x.float()
+        x = precise(x)
         distance = squared_distances(x)
         scale = 2 * sigma**2 * (x.shape[1] if dim_norm else 1)
         return _centred(torch.expm1(-distance / scale))
@@ -73,8 +75,9 @@ def random_fourier(
 
 def hsic_rff(p: Tensor, q: Tensor) -> Tensor:
     """HSIC of two random-Fourier maps [n,D], unbiased over independent draws."""
-    cross = (p - p.mean(0)).T @ (q - q.mean(0)) / (len(p) - 1)
-    return (cross * cross).sum()
+    with torch.autocast(p.device.type, enabled=False):
+        cross = (p - p.mean(0)).T @ (q - q.mean(0)) / (len(p) - 1)
+        return (cross * cross).sum()
 
 
 def quality_pairs(n: int, pairs: Pairs = "unordered") -> Iterator[tuple[int, int]]:

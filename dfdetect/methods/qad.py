@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dfdetect.data import Batch
+from dfdetect.errors import DfdetectError
 from dfdetect.methods import base, collaborative
 from dfdetect.methods import hsic as dependence
 from dfdetect.methods.awp import frozen_running_statistics, perturbable, perturbed_weights
@@ -31,7 +32,9 @@ class Options(base.Options):
     sigma: float = Field(6.0, gt=0, description="kernel width")
     kernel_dim_norm: bool = Field(True, description="scale sigma^2 by the feature dimension")
     pairs: dependence.Pairs = "unordered"
-    layers: tuple[int, ...] = Field((8, 16, 32), description="strides of the tapped maps")
+    layers: tuple[int, ...] = Field(
+        (8, 16, 32), min_length=1, description="strides of the tapped maps"
+    )
     alpha: float = Field(0.004, ge=0, description="weight of the collaborative loss")
     gamma: float = Field(
         0.002, ge=0, description="AWP radius relative to a weight's norm; 0 is off"
@@ -39,7 +42,10 @@ class Options(base.Options):
     awp_eta: float | None = Field(None, gt=0, description="AWP step; default gamma")
     awp_steps: int = Field(1, ge=1)
     awp_scope: Literal["layer", "global"] = "layer"
-    awp_loss: Literal["xe", "kl", "xe+kl"] = Field("xe", description="what AWP ascends")
+    awp_loss: Literal["xe", "kl", "xe+kl"] = Field(
+        "xe", description="what AWP ascends; kl compares with the preset's first quality"
+    )
+    awp_sync: bool = Field(True, description="processes ascend along their mean gradient")
     awp_warmup_steps: int = Field(0, ge=0, description="steps before AWP begins")
     bn_stats: Literal["clean", "perturbed"] = Field("clean", description="pass that moves them")
     soft_temperature: float = Field(2.0, gt=0)
@@ -57,17 +63,17 @@ class QadLoss(NamedTuple):
 def qad_loss(logits: Tensor, labels: Tensor, features: list[Tensor], options: Options) -> QadLoss:
     """Eq. 9 and 10: logits [M,B,2], labels [B], features a list of [M,B,C,H,W]; order-free."""
     m = len(logits)
-    if options.collab == "soft":
+    if options.collab == "soft" and m > 1:
         loss = collaborative.soft_label(
             logits, labels, options.soft_temperature, options.soft_beta
         )  # takes the place of CE
         return QadLoss(loss, loss.new_zeros(()))
     l1 = F.cross_entropy(logits.flatten(0, 1), labels.repeat(m))
-    if m < 2 or options.collab == "none" or not features:
+    if m < 2 or options.collab in ("none", "soft") or not features:
         return QadLoss(l1, l1.new_zeros(()))
     if options.collab in ("pairwise", "center"):
         distance = {"pairwise": collaborative.pairwise, "center": collaborative.center_instance}
-        per_layer = [distance[options.collab](_float(f)) for f in features]
+        per_layer = [distance[options.collab](base.precise(f)) for f in features]
         return QadLoss(l1, torch.stack(per_layer).mean())
     return QadLoss(l1, -sum(_dependence(f, options) for f in features))
 
@@ -78,6 +84,11 @@ class Qad(base.Method):
     def __init__(self, detector, options: Options, n_domains: int) -> None:
         super().__init__(detector, options, n_domains)
         self._step = 0
+        if strange := [s for s in options.layers if s not in detector.strides]:
+            raise DfdetectError(
+                f"method.layers: {detector.settings['backbone']} has no map of stride {strange[0]}",
+                f"it has {', '.join(map(str, detector.strides))}",
+            )
 
     def at(self, step: int, n_steps: int, epoch: int, n_epochs: int) -> None:
         self._step = step
@@ -89,10 +100,10 @@ class Qad(base.Method):
         if o.gamma == 0 or self._step < o.awp_warmup_steps:
             yield {}
             return
-        reduce = _mean_over_processes()
+        reduce = _mean_over_processes() if o.awp_sync else None
         with perturbed_weights(
             perturbable(self.detector), self._ascent_loss(batch),
-            o.gamma, o.awp_eta, o.awp_steps, o.awp_scope, reduce,
+            o.gamma, o.awp_eta, o.awp_steps, o.awp_scope, reduce, self.loss_scale(),
         ) as phi, frozen_running_statistics(self.detector, o.bn_stats == "clean"):  # fmt: skip
             yield {"awp_applied": float(phi.applied), "awp_loss_clean": float(phi.loss_clean)}
 
@@ -105,7 +116,9 @@ class Qad(base.Method):
         loss = qad_loss(logits, batch.labels, taps, o)
         notes = {}
         if self.measure and taps and loss.l2.requires_grad:
-            notes["reg_ratio"] = base.gradient_ratio(o.alpha * loss.l2, loss.l1, maps[-1])
+            notes["reg_ratio"] = base.gradient_ratio(
+                o.alpha * loss.l2, loss.l1, maps[-1], self.loss_scale()
+            )
         terms = {"soft" if o.collab == "soft" else "ce": loss.l1.detach()}
         total = loss.l1
         if needs_taps:
@@ -148,16 +161,14 @@ def _dependence(features: Tensor, o: Options) -> Tensor:
 def _random_features(features: Tensor, o: Options) -> Tensor:
     """Own frequencies per view (shared ones would bias the product), on pooled maps to bound d."""
     with torch.autocast(features.device.type, enabled=False):
-        pooled = _float(features).mean((2, 3)) if features.ndim == 4 else _float(features)
+        pooled = (
+            base.precise(features).mean((2, 3)) if features.ndim == 4 else base.precise(features)
+        )
         omega = torch.randn(
             pooled.shape[1], o.rff_features, dtype=pooled.dtype, device=pooled.device
         )
         phase = 2 * torch.pi * torch.rand(o.rff_features, dtype=pooled.dtype, device=pooled.device)
         return dependence.random_fourier(pooled, omega, phase, o.sigma, o.kernel_dim_norm)
-
-
-def _float(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _mean_over_processes() -> Callable[[Tensor], Tensor] | None:

@@ -68,9 +68,11 @@ def eval_tables(result) -> RenderableType:
     for data, split, level in places:
         cells = [c for c in result.cells if (c.data, c.split, c.level) == (data, split, level)]
         columns = list(dict.fromkeys(cell.manipulation for cell in cells))
-        for i in range(0, len(columns), COLUMNS_PER_TABLE):
-            chunk = columns[i : i + COLUMNS_PER_TABLE]
-            parts.append(_eval_table(f"{data}, {split} split, {level} level", cells, chunk))
+        parts.append(Text(f"{data}, {split} split, {level} level"))
+        n_tables = -(-len(columns) // COLUMNS_PER_TABLE)
+        width = -(-len(columns) // n_tables)
+        for i in range(0, len(columns), width):
+            parts.append(_eval_table(cells, columns[i : i + width]))
     reasons = sorted({cell.reason for cell in result.cells if cell.reason})
     parts += [Text(f"empty cells: {'; '.join(reasons)}")] if reasons else []
     first = result.cells[0]
@@ -83,8 +85,8 @@ def eval_tables(result) -> RenderableType:
     return Group(*parts)
 
 
-def _eval_table(title: str, cells: Sequence, manipulations: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left")
+def _eval_table(cells: Sequence, manipulations: Sequence[str]) -> Table:
+    table = Table()
     table.add_column("metric")
     table.add_column("quality")
     single = {
