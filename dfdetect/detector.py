@@ -5,6 +5,7 @@ Two heads: `linear` (timm's pooled classifier with two logits, QAD Eq. 1) and `a
 deepfake attention, then a small network on the attended features).
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -165,6 +166,9 @@ def _make_backbone(name: str, colour: str, num_classes: int, weights: str) -> nn
         return timm.create_model(name, pretrained=False, **arguments)
     if weights != "pretrained":
         return _from_file(name, arguments, weights)
+    hub_log = logging.getLogger("huggingface_hub")
+    hub_level = hub_log.level
+    hub_log.setLevel(logging.ERROR)  # its retries are our one line
     try:
         return timm.create_model(name, pretrained=True, **arguments)
     except Exception as error:  # timm, the hub and the network raise a dozen kinds
@@ -172,6 +176,8 @@ def _make_backbone(name: str, colour: str, num_classes: int, weights: str) -> nn
             f"the ImageNet weights of {name} could not be fetched ({_first_line(error)})",
             "use --weights PATH with a file of them, or --weights none to train from scratch",
         ) from error
+    finally:
+        hub_log.setLevel(hub_level)
 
 
 def _from_file(name: str, arguments: dict, path: str) -> nn.Module:

@@ -92,6 +92,7 @@ class Scanner:
             elif call == "inconclusive":
                 low, high = self.checkpoint.band
                 notes.append(f"inconclusive: the score lies between {low:.3f} and {high:.3f}")
+            notes += [f"about the model: {note}" for note in info.data.get("notes", [])]
             if not still and longest < MIN_FRAMES:
                 call = "inconclusive"
                 notes.append(f"inconclusive: a face was found in only {longest} frames")

@@ -131,11 +131,12 @@ def train(
         on_event({"kind": "warning", "message": note})
     # One process owns the folder; the others wait until it has been opened.
     with folder_lock(out) if processes.is_main_process else nullcontext():
-        if processes.is_main_process:
-            _open_run(out, preset, data, rows, resume)
+        _refuse_other_run(out, preset, rows, resume)
+        run = _Run(preset, rows, out, device, _saved_state(out) if resume else None, on_event)
+        if processes.is_main_process and not resume:
+            _begin_run(out, preset, data, rows)
         processes.wait_for_everyone()
-        state = _saved_state(out) if resume else None
-        return _Run(preset, rows, out, device, state, on_event).go()
+        return run.go()
 
 
 def load_training_data(preset: Preset, data: Sequence[Path]) -> TrainingData:
@@ -162,8 +163,8 @@ def load_training_data(preset: Preset, data: Sequence[Path]) -> TrainingData:
         if prepared.get("identity_overlap_allowed"):
             if leaks := identity_leaks(pairs):
                 notes.append(
-                    f"{folder}: {len(leaks)} identities are in more than one split; "
-                    "figures say nothing about people it has not seen"
+                    f"{len(leaks)} identities of {folder.resolve().name} are in more than one "
+                    "split; its figures say nothing about people it has not seen"
                 )
         else:
             strict_pairs += sorted(pairs)
@@ -206,6 +207,9 @@ class _Run:
         self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision)
         self.is_main = self.accelerator.is_main_process
         set_seed(preset.seed)
+        if preset.backbone.weights == "pretrained" and not state:
+            fetching = f"fetching the ImageNet weights of {preset.backbone.name}"
+            self._tell({"kind": "note", "message": fetching})
         # A resumed run's weights come from its state: nothing needs to be fetched.
         self.method = make_method(
             _with_weights(preset, "none") if state else preset, len(rows.domains)
@@ -226,11 +230,12 @@ class _Run:
         self.best: dict[str, Any] = {}
         self.metrics_bytes = 0
         self.warned = False
+        self.step_ended = 0.0
         if state:
             self._restore(state)
 
     def go(self) -> TrainSummary:
-        started = time.monotonic()
+        started, self.step_ended = time.monotonic(), time.perf_counter()
         self._tell(
             {
                 "kind": "start",
@@ -252,6 +257,7 @@ class _Run:
                 if self.step % validate_every == 0 or self.step == self.n_steps:
                     self._write(metrics, self._validate())
                     self._save_state()
+                    self.step_ended = time.perf_counter()
                 if self._anywhere(stopped) and self.step < self.n_steps:
                     self._save_state()
                     raise DfdetectError(
@@ -287,7 +293,6 @@ class _Run:
             )  # fmt: skip
 
     def _train_step(self, batch) -> Event:
-        began = time.perf_counter()
         epoch = self.step // self.steps_per_epoch
         batch = batch.to_device(self.accelerator.device)
         self.method.train()
@@ -311,7 +316,7 @@ class _Run:
         self.step += 1
         notes = notes | {name: value.item() for name, value in loss.notes.items()}
         self._warn_if_inert(notes)
-        seconds = time.perf_counter() - began
+        seconds, self.step_ended = time.perf_counter() - self.step_ended, time.perf_counter()
         n_images = batch.images.shape[0] * batch.images.shape[1] * self.n_ranks
         return {
             "kind": "train",
@@ -393,7 +398,7 @@ class _Run:
 
     def _write(self, metrics, event: Event) -> None:
         if self.is_main:
-            self.metrics_bytes += metrics.write(json.dumps(event, allow_nan=False) + "\n")
+            self.metrics_bytes += metrics.write(json.dumps(_finite(event), allow_nan=False) + "\n")
             metrics.flush()
         self._tell(event | {"n_steps": self.n_steps})
 
@@ -555,10 +560,16 @@ def stored_run(out: Path) -> tuple[Preset, list[Path]]:
     return check_preset(content, str(out / "preset.yaml")), data
 
 
-def _open_run(
-    out: Path, preset: Preset, data: Sequence[Path], rows: TrainingData, resume: bool
-) -> None:
-    """Begin the folder, or check that it holds the beginning of this very run."""
+def _begin_run(out: Path, preset: Preset, data: Sequence[Path], rows: TrainingData) -> None:
+    """Note what the run is, once everything it needs is there."""
+    content = yaml.safe_dump(preset.model_dump(mode="json"), sort_keys=False)
+    write_whole(out / "preset.yaml", content)
+    folders = [str(folder.resolve()) for folder in data]
+    write_json(out / "run.json", {"data": folders, "fingerprint": rows.fingerprint})
+
+
+def _refuse_other_run(out: Path, preset: Preset, rows: TrainingData, resume: bool) -> None:
+    """Errors: DfdetectError if the folder holds a run that this is not, or lacks one to resume."""
     started = (out / "run.json").exists()
     if started and not resume:
         raise DfdetectError(
@@ -567,10 +578,6 @@ def _open_run(
     if resume and not started:
         raise DfdetectError(f"{out}: no run to resume there", "leave --resume out to start one")
     if not started:
-        content = yaml.safe_dump(preset.model_dump(mode="json"), sort_keys=False)
-        write_whole(out / "preset.yaml", content)
-        folders = [str(folder.resolve()) for folder in data]
-        write_json(out / "run.json", {"data": folders, "fingerprint": rows.fingerprint})
         return
     before = stored_run(out)[0]
     if before != preset:
@@ -601,6 +608,13 @@ def _saved_state(out: Path) -> dict[str, Any] | None:
             f"{state_file}: damaged ({str(error).splitlines()[0][:120]})",
             "start again with another --out",
         ) from error
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity as null: they are not JSON."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _with_weights(preset: Preset, weights: str | None) -> Preset:

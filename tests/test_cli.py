@@ -154,6 +154,7 @@ def test_offline_training_from_imagenet_weights_says_what_to_do(cli, data, tmp_p
     )
     assert result.exit_code == 2
     assert "ImageNet weights" in result.stderr and "--weights none" in result.stderr
+    assert not (tmp_path / "r/run.json").exists()  # the folder is free for another try
 
 
 def test_the_demo_refuses_a_folder_with_something_in_it(cli, tmp_path):

@@ -103,6 +103,8 @@ class _Log:
     def __call__(self, event: dict) -> None:
         if event["kind"] == "warning":
             warn(event["message"])
+        elif event["kind"] == "note" and not self._quiet:
+            typer.echo(event["message"], err=True)
         elif event["kind"] == "start" and not self._quiet:
             begins = f"from step {event['step']}" if event["resumed"] else "from the start"
             typer.echo(
