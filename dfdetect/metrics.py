@@ -82,26 +82,40 @@ def best_threshold(scores: ArrayLike, labels: ArrayLike) -> float:
 
 
 class Band(NamedTuple):
-    """Scores below `real_below` are called real, above `fake_above` fake, between neither."""
+    """Scores below `real_below` are called real, above `fake_above` fake, between neither.
+
+    0 for the one and 1 for the other means that this call is never made.
+    """
 
     real_below: float
     fake_above: float
 
 
 def call_band(
-    real: ArrayLike, fake: ArrayLike, threshold: float, error: float = 0.1
+    real: ArrayLike, fake: ArrayLike, threshold: float, error: float = 0.1, min_ratio: float = 4.0
 ) -> Band | None:
     """Conformal cuts: a new real video exceeds `fake_above` with probability at most `error`, a new
     fake one falls below `real_below` likewise, if they come from where validation came from.
 
-    None when there are too few videos of a class to promise that: (1 - error) / error, 9 for 0.1.
+    A rare error is not enough: a weak model's call would be wrong rarely and right hardly more
+    often. So a call is only made if it is `min_ratio` times as frequent in its own class as in the
+    other, which at 4 makes four of five calls right where both classes are equally common.
+
+    None when no call can be made: too few videos to promise `error`, which takes (1 - error) /
+    error of each class (9 for 0.1), or classes that hardly separate.
     """
     real, fake = np.sort(np.asarray(real, float)), np.sort(np.asarray(fake, float))
     ranks = [int(np.ceil((len(scores) + 1) * (1 - error))) for scores in (real, fake)]
     if ranks[0] > len(real) or ranks[1] > len(fake):
         return None
-    upper, lower = real[ranks[0] - 1], fake[len(fake) - ranks[1]]
-    return Band(float(min(lower, threshold)), float(max(upper, threshold)))
+    fake_above = max(real[ranks[0] - 1], threshold)
+    real_below = min(fake[len(fake) - ranks[1]], threshold)
+    if (fake > fake_above).mean() < min_ratio * max((real > fake_above).mean(), 1 / len(real)):
+        fake_above = 1.0
+    if (real < real_below).mean() < min_ratio * max((fake < real_below).mean(), 1 / len(fake)):
+        real_below = 0.0
+    never = (real_below, fake_above) == (0.0, 1.0)
+    return None if never else Band(float(real_below), float(fake_above))
 
 
 def mean_by(values: ArrayLike, groups: Sequence) -> tuple[list, np.ndarray]:

@@ -91,7 +91,7 @@ class Scanner:
                 notes.append(f"inconclusive: the model makes {info.band_basis}")
             elif call == "inconclusive":
                 low, high = self.checkpoint.band
-                notes.append(f"inconclusive: the score lies between {low:.3f} and {high:.3f}")
+                notes.append(f"inconclusive: the score lies from {low:.3f} to {high:.3f}")
             notes += [f"about the model: {note}" for note in info.data.get("notes", [])]
             if not still and longest < MIN_FRAMES:
                 call = "inconclusive"

@@ -536,11 +536,14 @@ def choose_decision(predictions: Sequence[Prediction], error: float = 0.1) -> De
     band = call_band(
         np.array([*worst[0].values()]), np.array([*worst[1].values()]), threshold, error
     )
+    evidence = f"{n_real} real and {n_fake} fake validation videos"
+    enough = min(n_real, n_fake) >= (1 - error) / error
     basis = (
-        f"at most {error:.0%} wrong calls per class on videos like the {n_real} real "
-        f"and {n_fake} fake validation videos"
+        f"at most {error:.0%} wrong calls per class on videos like its {evidence}"
         if band
-        else f"no calls: {n_real} real and {n_fake} fake validation videos are too few"
+        else f"no calls: it does not tell its {evidence} apart well enough"
+        if enough
+        else f"no calls: {evidence} are too few"
     )
     return Decision(threshold, tuple(band) if band else None, basis)
 

@@ -36,15 +36,30 @@ def test_too_few_videos_give_no_band():
 
 def test_overlapping_classes_leave_an_inconclusive_band():
     rng = np.random.default_rng(0)
-    band = metrics.call_band(rng.uniform(0, 0.7, 50), rng.uniform(0.3, 1, 50), 0.5)
-    assert 0.3 < band.real_below < 0.5 < band.fake_above < 0.7
+    band = metrics.call_band(rng.uniform(0, 0.6, 50), rng.uniform(0.4, 1, 50), 0.5)
+    assert 0.4 < band.real_below < 0.5 < band.fake_above < 0.6
+
+
+def test_a_model_that_hardly_separates_makes_no_calls():
+    """Ten per cent error alone would allow calls that are right little more often than wrong."""
+    rng = np.random.default_rng(2)
+    assert metrics.call_band(rng.normal(0.5, 0.1, 200), rng.normal(0.55, 0.1, 200), 0.5) is None
+
+
+def test_a_call_that_only_one_class_earns_is_the_only_one_made():
+    """Half of the fakes score like reals: what scores high is fake, what scores low may be both."""
+    rng = np.random.default_rng(3)
+    real = rng.uniform(0.1, 0.4, 100)
+    fake = np.concatenate([rng.uniform(0.1, 0.4, 50), rng.uniform(0.7, 0.9, 50)])
+    band = metrics.call_band(real, fake, 0.5)
+    assert band.real_below == 0 and 0.3 < band.fake_above < 0.7
 
 
 def test_new_videos_cross_the_band_as_rarely_as_promised():
     """Conformal: over many draws, at most 10 % of new reals are called fake."""
     rng = np.random.default_rng(1)
     crossed = [
-        rng.normal() > metrics.call_band(rng.normal(size=19), rng.normal(1, 1, 19), 0.5).fake_above
+        rng.normal() > metrics.call_band(rng.normal(size=19), rng.normal(5, 1, 19), -9.0).fake_above
         for _ in range(4000)
     ]
     assert np.mean(crossed) < 0.11

@@ -24,6 +24,7 @@ def eval_(
     model: Annotated[
         Path, typer.Argument(help="Run folder or detector.safetensors.", rich_help_panel=MODEL)
     ],
+    *,
     data: Data,
     qualities: Annotated[
         str | None, typer.Option(help="Default: all that were prepared.", rich_help_panel=INPUT)
@@ -33,9 +34,9 @@ def eval_(
         Path | None,
         typer.Option(help="Folder for predictions and metrics.", rich_help_panel=OUTPUT),
     ] = None,
-    device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
+    device: Device = "auto",
 ) -> None:
     """Measure a detector: AUC, EER and accuracy per manipulation and quality.
 

@@ -27,7 +27,7 @@ def prepare(
         Path,
         typer.Argument(help="Folder, CSV table or FaceForensics++ tree.", rich_help_panel=INPUT),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the crops.", rich_help_panel=OUTPUT)],
+    *,
     dataset: Annotated[
         str, typer.Option(help="auto, folder, table or ffpp.", rich_help_panel=INPUT)
     ] = "auto",
@@ -48,6 +48,14 @@ def prepare(
     where: Annotated[
         list[str], typer.Option(help="Keep table rows where part=main.", rich_help_panel=INPUT)
     ] = [],  # noqa: B006
+    template: Annotated[
+        str, typer.Option(help="Landmark template: arcface or symmetric.", rich_help_panel=MODEL)
+    ] = "arcface",
+    margin: Annotated[
+        float,
+        typer.Option(min=1, max=3, help="Room around the face, 1.3 = 30 %.", rich_help_panel=MODEL),
+    ] = 1.3,
+    out: Annotated[Path, typer.Option(help="Folder for the crops.", rich_help_panel=OUTPUT)],
     qualities: Annotated[
         str,
         typer.Option(
@@ -63,13 +71,8 @@ def prepare(
     tracks: Annotated[
         str, typer.Option(help="Faces kept per video: main or all.", rich_help_panel=OUTPUT)
     ] = "main",
-    template: Annotated[
-        str, typer.Option(help="Landmark template: arcface or symmetric.", rich_help_panel=MODEL)
-    ] = "arcface",
-    margin: Annotated[
-        float,
-        typer.Option(min=1, max=3, help="Room around the face, 1.3 = 30 %.", rich_help_panel=MODEL),
-    ] = 1.3,
+    quiet: Quiet = False,
+    as_json: Json = False,
     seed: Annotated[
         int, typer.Option(help="Deals identities to splits.", rich_help_panel=RUNTIME)
     ] = 0,
@@ -86,8 +89,6 @@ def prepare(
         ),
     ] = False,
     dry_run: DryRun = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
 ) -> None:
     """Cut aligned face crops at every quality from videos and photos.
 

@@ -30,25 +30,25 @@ def scan(
             metavar="INPUT...", help="Videos, pictures or folders of them.", rich_help_panel=INPUT
         ),
     ] = None,
+    files_from: Annotated[
+        str | None,
+        typer.Option(help="A file with one input per line; - reads stdin.", rich_help_panel=INPUT),
+    ] = None,
     model: Annotated[
         Path | None, typer.Option(help="Run folder or detector.safetensors.", rich_help_panel=MODEL)
     ] = None,
     frames: Annotated[
         int, typer.Option(min=1, help="Frames looked at per video.", rich_help_panel=MODEL)
     ] = 32,
-    files_from: Annotated[
-        str | None,
-        typer.Option(help="A file with one input per line; - reads stdin.", rich_help_panel=INPUT),
-    ] = None,
     fail_on: Annotated[
         str | None,
         typer.Option(
             help="Exit 1 if a verdict is likely-fake (or inconclusive).", rich_help_panel=OUTPUT
         ),
     ] = None,
-    device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
+    device: Device = "auto",
 ) -> None:
     """Judge whether the faces in videos and photos are real.
 

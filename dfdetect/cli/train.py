@@ -21,17 +21,17 @@ from dfdetect.errors import DfdetectError
 
 
 def train(
-    out: Annotated[Path, typer.Option(help="Folder of the run.", rich_help_panel=OUTPUT)],
-    preset: Annotated[
-        str | None,
-        typer.Option(help="Name (see `dfdetect presets`) or YAML file.", rich_help_panel=MODEL),
-    ] = None,
+    *,
     data: Annotated[
         list[Path],
         typer.Option(
             "--data", help="A folder that prepare made; repeat for more.", rich_help_panel=INPUT
         ),
     ] = [],  # noqa: B006
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Name (see `dfdetect presets`) or YAML file.", rich_help_panel=MODEL),
+    ] = None,
     overrides: Annotated[
         list[str],
         typer.Option(
@@ -45,12 +45,13 @@ def train(
             rich_help_panel=MODEL,
         ),
     ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the run.", rich_help_panel=OUTPUT)],
+    quiet: Quiet = False,
     device: Device = "auto",
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out.", rich_help_panel=RUNTIME)
     ] = False,
     dry_run: DryRun = False,
-    quiet: Quiet = False,
 ) -> None:
     """Train a detector on prepared crops.
 

@@ -116,10 +116,10 @@ def verdict_panel(verdict) -> Panel:
         )
     for track in verdict.tracks[:5]:
         times = f"{track.frames[0].time_s:.1f} to {track.frames[-1].time_s:.1f} s"
-        lines.append(
-            Text(f"face {track.track}: {track.score:.3f} over {len(track.frames)} frames, {times} ")
-            .append(sparkline([frame.score for frame in track.frames]))
-        )  # fmt: skip
+        n_frames = len(track.frames)
+        where = f"over {n_frames} frames, {times}" if n_frames > 1 else "in 1 frame"
+        line = Text(f"face {track.track}: {track.score:.3f} {where} ")
+        lines.append(line.append(sparkline([frame.score for frame in track.frames])))
     if len(verdict.tracks) > 5:
         lines.append(Text(f"and {len(verdict.tracks) - 5} more faces (--json lists all)"))
     lines += [Text(f"note: {printable(note)}") for note in verdict.warnings]
