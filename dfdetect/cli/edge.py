@@ -57,12 +57,17 @@ def _unexpected(error: Exception) -> int:
 
 
 def complain(message: str) -> None:
-    """One line on stderr."""
-    typer.echo(f"error: {printable(message)}", err=True)
+    say(f"error: {message}")
 
 
 def warn(message: str) -> None:
-    typer.echo(f"warning: {printable(message)}", err=True)
+    say(f"warning: {message}")
+
+
+def say(message: str) -> None:
+    """One line on stderr."""
+    with _bar_aside():
+        typer.echo(printable(message), err=True)
 
 
 def show(*renderables: Any) -> None:
@@ -70,13 +75,28 @@ def show(*renderables: Any) -> None:
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    for renderable in renderables:
-        console.print(renderable, markup=False)
+    with _bar_aside():
+        for renderable in renderables:
+            console.print(renderable, markup=False)
 
 
 def show_json(value: Any) -> None:
     """One JSON object on one line of stdout: ASCII, no NaN."""
-    typer.echo(json.dumps(value, allow_nan=False))
+    with _bar_aside():
+        typer.echo(json.dumps(value, allow_nan=False))
+
+
+_bars: list[Any] = []  # the progress bar on screen, if there is one
+
+
+@contextmanager
+def _bar_aside() -> Iterator[None]:
+    """Lines and results appear above the bar and not in the middle of it."""
+    for bar in _bars:
+        bar.stop()
+    yield
+    for bar in _bars:
+        bar.start()
 
 
 @contextmanager
@@ -97,11 +117,18 @@ def progress(description: str, quiet: bool) -> Iterator[Callable[[int, int, str]
         bars.TimeElapsedColumn(), bars.TextColumn("ETA"), bars.TimeRemainingColumn(),
         bars.TextColumn("{task.fields[text]}", markup=False),
     )  # fmt: skip
-    with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with bars.Progress(
+        *columns, console=Console(stderr=True), transient=True,
+        redirect_stdout=False, redirect_stderr=False,
+    ) as bar:  # fmt: skip
         task = bar.add_task(description, total=None, text="")
-        yield lambda done, total, text: bar.update(
-            task, completed=done, total=total, text=printable(text)
-        )
+        _bars.append(bar)
+        try:
+            yield lambda done, total, text: bar.update(
+                task, completed=done, total=total, text=printable(text)
+            )
+        finally:
+            _bars.remove(bar)
 
 
 def key_values(pairs: list[str], option: str) -> dict[str, str]:

@@ -14,6 +14,7 @@ from dfdetect.cli.edge import (
     DryRun,
     Quiet,
     progress,
+    say,
     show,
     warn,
 )  # fmt: skip
@@ -105,13 +106,12 @@ class _Log:
         if event["kind"] == "warning":
             warn(event["message"])
         elif event["kind"] == "note" and not self._quiet:
-            typer.echo(event["message"], err=True)
+            say(event["message"])
         elif event["kind"] == "start" and not self._quiet:
             begins = f"from step {event['step']}" if event["resumed"] else "from the start"
-            typer.echo(
+            say(
                 f"{event['preset']} on {event['device']}: {event['train_samples']} samples, "
-                f"{event['n_steps']} steps, {begins}",
-                err=True,
+                f"{event['n_steps']} steps, {begins}"
             )
         elif event["kind"] == "train":
             terms = " ".join(f"{name} {value:.4f}" for name, value in event["terms"].items())
@@ -123,11 +123,10 @@ class _Log:
         elif event["kind"] == "val" and not self._quiet:
             frame = event["frame"]
             best = ", best so far" if event["is_best"] else ""
-            typer.echo(
+            say(
                 f"step {event['step']}/{event['n_steps']}: val frames AUC {frame['auc']:.3f} "
                 f"ACC {frame['accuracy']:.3f} "
-                f"(n {frame['n_real']}/{frame['n_fake']} real/fake, qualities pooled){best}",
-                err=True,
+                f"(n {frame['n_real']}/{frame['n_fake']} real/fake, qualities pooled){best}"
             )
 
 
