@@ -110,6 +110,35 @@ def test_ffpp_names_a_video_that_no_split_lists(tmp_path):
         list_source("ffpp", tmp_path, DatasetOptions())
 
 
+@pytest.mark.parametrize("by", ["path", "identity"])
+def test_a_list_of_splits_applies_to_folders_and_tables_alike(tmp_path, by):
+    touch(tmp_path, "real/ann.mp4", "fake/swap/bob.mp4", "real/cat.mp4")
+    (tmp_path / "t.csv").write_text(
+        "path,label,identity\nreal/ann.mp4,real,ann\nfake/swap/bob.mp4,fake,bob\nreal/cat.mp4,real,cat\n"
+    )
+    names = {"path": ("real/ann.mp4", "fake/swap/bob.mp4"), "identity": ("ann", "bob")}[by]
+    (tmp_path / "splits.csv").write_text(f"{by},split\n{names[0]},test\n{names[1]},val\n")
+    options = DatasetOptions(splits=tmp_path / "splits.csv")
+    for source in (tmp_path, tmp_path / "t.csv"):
+        found = {v.path.stem: v.split for v in list_source("auto", source, options)}
+        assert found == {"ann": "test", "bob": "val", "cat": None}
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("path,split\nann.mp4,dev\n", "unknown split 'dev'"),
+        ("file,part\nann.mp4,test\n", "not a list of splits"),
+        ("path,split\nzoe.mp4,test\n", "lists none of the 1 files"),
+    ],
+)
+def test_a_list_of_splits_that_does_not_fit_is_refused(tmp_path, text, complaint):
+    touch(tmp_path, "real/ann.mp4")
+    (tmp_path / "splits.csv").write_text(text)
+    with pytest.raises(DfdetectError, match=complaint):
+        list_source("folder", tmp_path, DatasetOptions(splits=tmp_path / "splits.csv"))
+
+
 def test_an_unknown_dataset_lists_the_known_ones(tmp_path):
     with pytest.raises(DfdetectError) as error:
         list_source("foldr", tmp_path, DatasetOptions())

@@ -34,7 +34,7 @@ def prepare(
     splits: Annotated[
         Path | None,
         typer.Option(
-            help="Official split folder (ffpp) or a CSV of path (or identity) and split (folder).",
+            help="A CSV of path (or identity) and split, or a folder of train/val/test.json.",
             rich_help_panel=INPUT,
         ),
     ] = None,

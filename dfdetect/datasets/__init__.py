@@ -5,10 +5,11 @@ pixels, and says in an error what tree it expected.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-from dfdetect.datasets.base import DatasetOptions
+from dfdetect.datasets.base import DatasetOptions, read_splits
 from dfdetect.datasets.ffpp import ffpp
 from dfdetect.datasets.folder import folder
 from dfdetect.datasets.table import table
@@ -40,6 +41,8 @@ def list_source(name: str, source: Path, options: DatasetOptions) -> list[Source
     if name not in SHELF:
         raise unknown("dataset", name, SHELF)
     videos = sorted(SHELF[name](source, options), key=lambda v: v.video_id)
+    if options.splits:
+        videos = _with_splits(videos, options.splits)
     if not videos:
         raise DfdetectError(f"{source}: no video or picture found in it")
     ids = [v.video_id for v in videos]
@@ -52,3 +55,19 @@ def list_source(name: str, source: Path, options: DatasetOptions) -> list[Source
                 f"{source}: {video.video_id} has split {video.split!r}", f"use {', '.join(SPLITS)}"
             )
     return videos
+
+
+def _with_splits(videos: list[SourceVideo], path: Path) -> list[SourceVideo]:
+    """Splits by source path, else by identity; who is not listed is dealt to one later."""
+    listed = read_splits(path)
+    found = []
+    for video in videos:
+        keys = (video.source, *video.identities)
+        split = video.split or next((listed[key] for key in keys if key in listed), None)
+        found.append(replace(video, split=split))
+    if videos and not any(video.split for video in found):
+        raise DfdetectError(
+            f"{path}: lists none of the {len(videos)} files, the first is {videos[0].source}",
+            "list source paths or identities as they are in the source",
+        )
+    return found

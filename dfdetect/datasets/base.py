@@ -1,4 +1,4 @@
-"""What every dataset file starts from: the user's options, and CSV rows."""
+"""What every dataset file starts from: the user's options, CSV rows, lists of splits."""
 
 import csv
 from collections.abc import Mapping
@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from dfdetect.errors import DfdetectError
+from dfdetect.files import read_json
+from dfdetect.manifest import SPLITS
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,42 @@ def read_csv(path: Path) -> list[dict[str, str]]:
             return list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DfdetectError(f"{path}: cannot be read as a CSV table ({error})") from error
+
+
+def read_splits(path: Path) -> dict[str, str]:
+    """{source path or identity: split} from a CSV file or a folder of JSON files.
+
+    The CSV has the columns `path` (or `identity`) and `split`; the folder holds train.json,
+    val.json and test.json, each a list of ids or of pairs of ids, as FaceForensics++ ships them.
+
+    Errors: DfdetectError if it is neither, or names a split other than train, val and test.
+    """
+    if path.is_dir():
+        return _json_splits(path)
+    rows = read_csv(path)
+    key = next((k for k in ("path", "identity") if rows and k in rows[0]), None)
+    if key is None or "split" not in rows[0]:
+        raise DfdetectError(
+            f"{path}: not a list of splits", "it needs the columns path (or identity) and split"
+        )
+    splits = {row[key].strip(): row["split"].strip() for row in rows}
+    if strange := sorted(set(splits.values()) - set(SPLITS)):
+        raise DfdetectError(f"{path}: unknown split {strange[0]!r}", f"use {', '.join(SPLITS)}")
+    return splits
+
+
+def _json_splits(folder: Path) -> dict[str, str]:
+    splits: dict[str, str] = {}
+    for split in SPLITS:
+        if not (folder / f"{split}.json").is_file():
+            raise DfdetectError(f"{folder}: no {split}.json in it", "it needs one file per split")
+        ids = read_json(folder / f"{split}.json")
+        if not isinstance(ids, list) or not all(isinstance(i, str | list) for i in ids):
+            raise DfdetectError(f"{folder / split}.json: not a list of ids or of pairs of ids")
+        splits |= {
+            str(i): split for entry in ids for i in ([entry] if isinstance(entry, str) else entry)
+        }
+    return splits
 
 
 def text_of(path: PurePath) -> str:

@@ -11,10 +11,9 @@ are lists of pairs; reals a, b and fakes a_b, b_a of a pair belong to its split.
 import re
 from pathlib import Path
 
-from dfdetect.datasets.base import DatasetOptions
+from dfdetect.datasets.base import DatasetOptions, read_splits
 from dfdetect.errors import DfdetectError
-from dfdetect.files import read_json
-from dfdetect.manifest import SPLITS, SourceVideo
+from dfdetect.manifest import SourceVideo
 
 METHODS = ("Deepfakes", "Face2Face", "FaceSwap", "NeuralTextures", "FaceShifter")
 QUALITIES = ("raw", "c0", "c23", "c40")  # best first
@@ -69,19 +68,7 @@ def _videos_at_best_quality(root: Path) -> list[Path]:
 
 
 def _official_splits(source: Path, given: Path | None) -> dict[str, str]:
-    """{id: split} from the official JSON files: `given`, SOURCE/splits or SOURCE/dataset/splits."""
-    candidates = [given] if given else [source / "splits", source / "dataset" / "splits"]
-    root = next((c for c in candidates if c and (c / "test.json").is_file()), None)
-    if root is None:
-        if given:
-            raise DfdetectError(f"{given}: no train.json, val.json and test.json in it")
-        return {}
-    splits: dict[str, str] = {}
-    for split in SPLITS:
-        pairs = read_json(root / f"{split}.json")
-        if not isinstance(pairs, list) or not all(
-            isinstance(p, list) and len(p) == 2 for p in pairs
-        ):
-            raise DfdetectError(f"{root / split}.json: not a list of pairs of ids")
-        splits |= {str(i): split for pair in pairs for i in pair}
-    return splits
+    """{id: split} from `given`, SOURCE/splits or SOURCE/dataset/splits; empty if there are none."""
+    usual = (source / "splits", source / "dataset" / "splits")
+    found = given or next((c for c in usual if (c / "test.json").is_file()), None)
+    return read_splits(found) if found else {}
