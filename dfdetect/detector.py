@@ -6,6 +6,7 @@ deepfake attention, then a small network on the attended features).
 """
 
 import logging
+import os
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -184,6 +185,11 @@ def _from_file(name: str, arguments: dict, path: str) -> nn.Module:
     """timm adapts the file to our input channels and drops its classifier, but it accepts a file
     of anything: a tensor that is neither in the file nor changed by loading it is missing."""
     hint = "give a .safetensors or .pth state dict of this timm model"
+    if not os.path.isfile(path):
+        raise DfdetectError(f"{path}: no such weights file", hint)
+    timm_log = logging.getLogger("timm")
+    timm_level = timm_log.level
+    timm_log.setLevel(logging.ERROR)  # what is missing is said below, in one line
     try:
         in_file = timm.models.load_state_dict(path)
         blank, loaded = (
@@ -193,9 +199,10 @@ def _from_file(name: str, arguments: dict, path: str) -> nn.Module:
             for pretrained in (False, True)
         )
     except Exception as error:  # timm and torch raise a dozen kinds for a file of something else
-        raise DfdetectError(
-            f"{path}: not weights of {name} ({_first_line(error)})", hint
-        ) from error
+        cause = f"{type(error).__name__}: {_first_line(error)}"
+        raise DfdetectError(f"{path}: not weights of {name} ({cause})", hint) from error
+    finally:
+        timm_log.setLevel(timm_level)
     before = blank.state_dict()
     head = tuple(f"{part}." for part in _classifier_names(loaded))
     missing = [
@@ -226,4 +233,4 @@ def _classifier_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).strip().splitlines()), type(error).__name__)[:160]
+    return next((line for line in str(error).strip().splitlines()), type(error).__name__)[:100]

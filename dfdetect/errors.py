@@ -17,6 +17,10 @@ class ExitCode(IntEnum):
     TERMINATED = 143
 
 
+MOST_NAMED = 20
+"""Longest list of known names in one message."""
+
+
 class DfdetectError(Exception):
     """What went wrong with which file (`message`), what to do about it (`hint`), how to exit."""
 
@@ -38,7 +42,9 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> DfdetectError:
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1)
     suggestion = f"did you mean {near[0]!r}? " if near else ""
-    return DfdetectError(f"unknown {kind} {name!r}", f"{suggestion}known: {', '.join(known)}")
+    more = f" and {len(known) - MOST_NAMED} more" if len(known) > MOST_NAMED else ""
+    listed = ", ".join(known[:MOST_NAMED]) + more
+    return DfdetectError(f"unknown {kind} {name!r}", f"{suggestion}known: {listed}")
 
 
 def printable(text: object) -> str:

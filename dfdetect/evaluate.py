@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 
 from dfdetect.checkpoint import Checkpoint, load_checkpoint
 from dfdetect.data import default_workers
-from dfdetect.errors import DfdetectError
+from dfdetect.errors import DfdetectError, unknown
 from dfdetect.faces import CropRecipe
-from dfdetect.files import read_json, write_json, write_whole
-from dfdetect.manifest import Sample, read_samples
+from dfdetect.files import make_folder, read_json, write_json, write_whole
+from dfdetect.manifest import SPLITS, Sample, read_samples
 from dfdetect.metrics import accuracy, auc, eer, mean_by
 from dfdetect.quality import parse_qualities
 from dfdetect.results import Prediction, predict
@@ -84,7 +84,11 @@ def evaluate(
     Errors: DfdetectError for an unreadable checkpoint or folder, a quality that was not prepared,
     a split without rows, or folders of which none has both classes.
     """
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
     checkpoint = load_checkpoint(model, device)
+    if out:
+        make_folder(out)
     chosen = {name: _rows(folder, split, qualities) for name, folder in _named(data).items()}
     warnings = [w for f in data for w in _crop_warnings(checkpoint, f)]
     for name, rows in chosen.items():

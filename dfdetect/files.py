@@ -4,12 +4,13 @@ Every writer of the project goes through `write_whole`: a temporary name in the 
 rename. A reader therefore never meets half a file under a final name.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ def write_whole(path: Path, content: bytes | str) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise cannot_write(path, error) from error
 
 
@@ -52,11 +54,25 @@ def read_json(path: Path) -> Any:
 
 
 def cannot_write(path: Path, error: OSError) -> DfdetectError:
-    return DfdetectError(
-        f"{path}: cannot be written ({error.strerror or error})",
-        "free space or choose another --out; rerunning continues",
-        ExitCode.ENVIRONMENT,
-    )
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    hint = "free some space and run again: it continues" if full else "choose another --out"
+    cause = error.strerror or error
+    return DfdetectError(f"{path}: cannot be written ({cause})", hint, ExitCode.ENVIRONMENT)
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` where it is missing, so that a bad --out is known before any work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
+def sweep_unfinished(folder: Path) -> None:
+    """Remove what a killed `write_whole` left in `folder`; only for who holds its lock."""
+    for leftover in folder.glob(".tmp-*"):
+        with suppress(OSError):
+            leftover.unlink()
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from dfdetect.datasets.base import DatasetOptions
 from dfdetect.degradations import make_degradation
 from dfdetect.errors import DfdetectError, ExitCode, printable
 from dfdetect.faces import CropRecipe, Face, FaceFinder, Track, align, track_faces
-from dfdetect.files import folder_lock, read_json, write_json, write_whole
+from dfdetect.files import folder_lock, read_json, sweep_unfinished, write_json, write_whole
 from dfdetect.manifest import (
     SourceVideo,
     assign_splits,
@@ -129,16 +129,15 @@ def plan(
     parse_qualities(recipe.qualities)
     _refuse_other_recipe(out, recipe)
     videos = list_source(dataset, source, options or DatasetOptions())
-    before: dict[str, str] = {}
-    if any((out / "manifest").glob("*.parquet")):
-        rows = read_table(out).select(["video_id", "split"]).to_pylist()
-        before = {row["video_id"]: row["split"] for row in rows}
-    splits = assign_splits(videos, seed, before)
+    before = _finished(out)
+    _refuse_other_labels(out, videos, before)
+    earlier = [v for v in before.values() if v.video_id not in {w.video_id for w in videos}]
+    known_splits = {v.video_id: v.split for v in before.values()}
+    splits = assign_splits([*videos, *earlier], seed, known_splits)
     if not allow_identity_overlap:
-        pairs = [(v.identities, splits[v.video_id]) for v in videos]
+        pairs = [(v.identities, splits[v.video_id]) for v in [*videos, *earlier]]
         refuse_leaks(pairs, str(source), "--allow-identity-overlap")
-    finished = {v.video_id for v in videos if part_path(out, v.video_id).exists()}
-    return Plan(videos, splits, finished)
+    return Plan(videos, splits, {v.video_id for v in videos if v.video_id in before})
 
 
 def prepare(
@@ -160,6 +159,8 @@ def prepare(
     started = time.monotonic()
     todo = plan(source, out, recipe, dataset, options, seed, allow_identity_overlap)
     with folder_lock(out):
+        for folder in (out, out / "manifest"):
+            sweep_unfinished(folder)
         _write_recipe(out, recipe, seed, allow_identity_overlap)
         summary = PrepareSummary(n_videos=len(todo.videos), n_skipped=len(todo.finished))
         waiting = [v for v in todo.videos if v.video_id not in todo.finished]
@@ -189,6 +190,8 @@ def prepare_video(
 ) -> Done:
     """Crops and manifest part of one video; a failure that concerns only it is returned."""
     stage_s: Counter = Counter()
+    for quality in recipe.qualities:
+        sweep_unfinished(out / "faces" / quality / folder_key(video.video_id))
     try:
         with open_media(video.path) as media:
             cut = _cut_faces(media, recipe, find_faces, stage_s)
@@ -382,8 +385,17 @@ def _work(
                 "rerun with --workers 1 to find it; finished videos are kept",
                 ExitCode.ENVIRONMENT,
             ) from error
+        except BaseException:  # an interrupt, or the caller has had enough
+            _end_workers()
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end_workers() -> None:
+    """Do not wait for the videos in hand: their parts are not written, so nothing is half done."""
+    for child in multiprocessing.active_children():
+        child.terminate()
 
 
 @contextmanager
@@ -407,6 +419,8 @@ _worker: dict[str, Any] = {}  # what a worker process loads once
 
 def _start_worker(out: Path, recipe: PrepareRecipe) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    with suppress(OSError, AttributeError):  # Linux: die with the parent, however it dies
+        ctypes.CDLL("libc.so.6").prctl(1, signal.SIGKILL)
     _worker.update(one_thread=_one_thread())
     _worker["one_thread"].__enter__()  # for the life of the process
     _worker.update(out=out, recipe=recipe, find_faces=FaceFinder(recipe.crop))
@@ -441,10 +455,46 @@ def _count(summary: PrepareSummary, done: Done) -> None:
 # --- the folder's own files ------------------------------------------------------------------
 
 
+def _has_parts(out: Path) -> bool:
+    return any((out / "manifest").glob("*.parquet"))
+
+
+def _finished(out: Path) -> dict[str, SourceVideo]:
+    """The videos that earlier runs prepared, by id, as they were labelled then."""
+    if not _has_parts(out):
+        return {}
+    names = ["video_id", "label", "dataset", "manipulation", "identities", "split", "source"]
+    rows = {row["video_id"]: row for row in read_table(out).select(names).to_pylist()}
+    return {
+        video_id: SourceVideo(path=Path(), **row | {"identities": tuple(row["identities"])})
+        for video_id, row in rows.items()
+    }
+
+
+def _refuse_other_labels(
+    out: Path, videos: Sequence[SourceVideo], before: Mapping[str, SourceVideo]
+) -> None:
+    """Errors: DfdetectError when a finished video is now listed with another label or split."""
+    for video in videos:
+        then = before.get(video.video_id)
+        for key in ("label", "manipulation", "identities", "dataset", "split") if then else ():
+            old, new = getattr(then, key), getattr(video, key)
+            if old != new and not (key == "split" and new is None):
+                raise DfdetectError(
+                    f"{out}: {video.video_id} was prepared with {key} {old!r}, "
+                    f"now listed with {new!r}",
+                    f"delete {part_path(out, video.video_id)} to prepare it again, "
+                    "or use another --out",
+                )
+
+
 def _refuse_other_recipe(out: Path, recipe: PrepareRecipe) -> None:
-    if not (out / "prepare.json").exists():
+    if not (out / "prepare.json").exists() or not _has_parts(out):
         return
-    before, now = _flat(read_json(out / "prepare.json").get("recipe", {})), _flat(recipe.as_dict())
+    stored = read_json(out / "prepare.json")
+    if not isinstance(stored, dict) or not isinstance(stored.get("recipe"), dict):
+        raise DfdetectError(f"{out / 'prepare.json'}: not written by prepare", "use another --out")
+    before, now = _flat(stored["recipe"]), _flat(recipe.as_dict())
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             raise DfdetectError(
@@ -456,7 +506,7 @@ def _refuse_other_recipe(out: Path, recipe: PrepareRecipe) -> None:
 def _write_recipe(out: Path, recipe: PrepareRecipe, seed: int, overlap_allowed: bool) -> None:
     import av
 
-    if not (out / "prepare.json").exists():
+    if not (out / "prepare.json").exists() or not _has_parts(out):
         versions = {"dfdetect": __version__, "av": av.__version__, "opencv": cv2.__version__}
         versions["libavcodec"] = ".".join(map(str, av.library_versions["libavcodec"]))
         content = {

@@ -119,7 +119,8 @@ def load_preset(name: str, overrides: Sequence[str] = ()) -> Preset:
     content.setdefault("name", path.stem)
     for override in overrides:
         _override(content, override)
-    return check_preset(content, str(path))
+    asked = f" with --set {' --set '.join(overrides)}" if overrides else ""
+    return check_preset(content, f"preset {path.stem}{asked}")
 
 
 def check_preset(content: Mapping[str, Any], where: str) -> Preset:
@@ -136,7 +137,12 @@ def invalid_field(error: ValidationError, where: str, model: type[BaseModel]) ->
     field = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return unknown(f"option in {where}:", field, _field_names(model))
-    return DfdetectError(f"{where}: {field}: {first['msg'].lower()} (got {first['input']!r})")
+    message = first["msg"].lower()
+    if first["type"] == "model_type":
+        message = f"needs options of its own, as {field}.name=..."
+    return DfdetectError(
+        f"{where}: {field}: {message} (got {first['input']!r})", "see `dfdetect presets qad-effb1`"
+    )
 
 
 def _field_names(model: type[BaseModel], prefix: str = "") -> list[str]:

@@ -19,6 +19,8 @@ MIN_FRAMES = 3
 """A video with fewer scored frames of a face gives no call."""
 MIN_COVERAGE = 0.2
 """A track in fewer than this share of the sampled frames does not decide a video."""
+MIN_PICTURES = 9
+"""Validation pictures of each class below which a single picture gives no call."""
 SMALL_FACE_PX = 64
 
 
@@ -95,7 +97,12 @@ class Scanner:
             notes += [f"about the model: {note}" for note in info.data.get("notes", [])]
             if not still and longest < MIN_FRAMES:
                 call = "inconclusive"
-                notes.append(f"inconclusive: a face was found in only {longest} frames")
+                notes.append(f"inconclusive: a face in only {longest} of {n_frames} frames")
+            if still and call != "inconclusive" and not self._knows_pictures:
+                call = "inconclusive"
+                notes.append(
+                    "inconclusive: a single picture, and the model was validated on videos"
+                )
         return Verdict(
             str(path),
             digest,
@@ -106,6 +113,12 @@ class Scanner:
             self.model_notes(),
             notes,
         )
+
+    @property
+    def _knows_pictures(self) -> bool:
+        """Whether val held enough single pictures of both classes to say how often calls err."""
+        video = self.checkpoint.info.val.get("video", {})
+        return min(video.get(f"n_{k}_pictures", 0) for k in ("real", "fake")) >= MIN_PICTURES
 
     def model_notes(self) -> dict[str, Any]:
         """Which model spoke, for the verdict."""
@@ -134,15 +147,17 @@ def scan_many(
 ) -> None:
     """Scan each input; one that fails is reported as its error and does not stop the rest."""
     for path in inputs:
+        result: Verdict | DfdetectError
         try:
-            on_result(path, scanner(path))
+            result = scanner(path)
         except DfdetectError as error:
-            on_result(path, error)
+            result = error
         except Exception as error:  # a decoder's surprise on one file must not end the batch
             if os.environ.get("DFDETECT_DEBUG"):
                 raise
             cause = f"{path}: unexpected {type(error).__name__}: {error}"
-            on_result(path, DfdetectError(cause, "run with DFDETECT_DEBUG=1 and report it"))
+            result = DfdetectError(cause, "run with DFDETECT_DEBUG=1 and report it")
+        on_result(path, result)
 
 
 def expand_inputs(inputs: Iterable[Path]) -> Iterator[Path]:
@@ -156,7 +171,9 @@ def expand_inputs(inputs: Iterable[Path]) -> Iterator[Path]:
             continue
         found = media_below(path)
         if not found:
-            raise DfdetectError(f"{path}: no video or picture in this folder")
+            raise DfdetectError(
+                f"{path}: no video or picture in this folder", "give a folder with media files"
+            )
         yield from found
 
 

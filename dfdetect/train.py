@@ -441,7 +441,9 @@ class _Run:
         if self.is_main:  # steps after the state come again
             with (self.out / "metrics.jsonl").open("a+") as metrics:
                 metrics.truncate(min(self.metrics_bytes, metrics.seek(0, io.SEEK_END)))
-        if state["n_threads"] != torch.get_num_threads():
+        if self.step == self.n_steps:
+            self._tell({"kind": "note", "message": f"{self.out}: this run is finished already"})
+        elif state["n_threads"] != torch.get_num_threads():
             message = (
                 f"trained with {state['n_threads']} threads before: not bit-identical from here"
             )
@@ -487,7 +489,11 @@ def validation_figures(
 ) -> dict[str, Any]:
     """Figures on val at threshold 0.5, qualities pooled, at frame and video level, with their n."""
     scores, labels = [p.logit for p in predictions], [p.label for p in predictions]
-    _, by_video, video_labels = video_scores(predictions)
+    ids, by_video, video_labels = video_scores(predictions)
+    frames_of: dict[str, set[str]] = {}
+    for p in predictions:
+        frames_of.setdefault(p.video_id, set()).add(p.sample_id)
+    single = np.array([len(frames_of[video_id]) == 1 for video_id in ids])
     by_quality = {}
     for quality in qualities:
         rows = [p for p in predictions if p.quality == quality]
@@ -505,6 +511,8 @@ def validation_figures(
             "auc": auc(by_video, video_labels),
             "n_real": int((video_labels == 0).sum()),
             "n_fake": int((video_labels == 1).sum()),
+            "n_real_pictures": int((single & (video_labels == 0)).sum()),
+            "n_fake_pictures": int((single & (video_labels == 1)).sum()),
             "qualities": "mean score",
         },
         "by_quality": {"level": "frame", "auc": by_quality},

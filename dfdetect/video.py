@@ -204,7 +204,10 @@ class Media:
             streams = [s for s in container.streams.video if s.codec_context is not None]
             moving = [s for s in streams if not s.disposition & av.stream.Disposition.attached_pic]
             if not moving:
-                raise DfdetectError(f"{self.path}: holds no video stream that can be decoded")
+                raise DfdetectError(
+                    f"{self.path}: holds no video stream that can be decoded",
+                    "it is cut, only sound, or of an unknown codec; get it again from its source",
+                )
             stream = moving[0]
             if stream.codec_context.width and stream.codec_context.height:
                 _check_pixels(self.path, stream.codec_context.width, stream.codec_context.height)

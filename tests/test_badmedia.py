@@ -93,7 +93,7 @@ def test_prepare_takes_what_it_can_and_lists_the_rest(sets, tmp_path):
         summary = prepare(
             table, tmp_path / str(number), PrepareRecipe(("raw", "c40"), 4), workers=2
         )
-        failures = {f.video_id: f for f in summary.failures}
+        failures = {f.source: f for f in summary.failures}
         wrong = []
         for name, classes in expected.items():
             kind = failures[name].kind if name in failures else None

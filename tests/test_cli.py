@@ -160,4 +160,4 @@ def test_offline_training_from_imagenet_weights_says_what_to_do(cli, data, tmp_p
 def test_the_demo_refuses_a_folder_with_something_in_it(cli, tmp_path):
     (tmp_path / "precious").write_text("")
     result = cli("demo", "--out", tmp_path)
-    assert result.exit_code == 2 and "not empty" in result.stderr
+    assert result.exit_code == 2 and "there already" in result.stderr

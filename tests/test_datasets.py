@@ -65,6 +65,7 @@ def test_a_table_reads_mapped_columns_and_keeps_matching_rows(tmp_path):
         ("path,label\na.mp4,real\na.mp4,real\n", "listed twice"),
         ("path,label,split\na.mp4,real,training\n", "split 'training'"),
         ("path,label\n", "the table has no rows"),
+        ("path;label\na.mp4;real\n", "no column 'label'"),
     ],
 )
 def test_a_table_that_cannot_be_used_says_where_and_why(tmp_path, text, complaint):

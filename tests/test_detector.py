@@ -83,7 +83,9 @@ def test_weights_that_cannot_be_had_name_the_way_out(tmp_path, monkeypatch):
 def test_a_file_of_another_network_is_refused_by_name(tmp_path):
     save_file({"conv": torch.zeros(3)}, tmp_path / "other.safetensors")
     (tmp_path / "text.safetensors").write_text("not weights")
-    for name in ("other.safetensors", "text.safetensors", "absent.safetensors"):
+    with pytest.raises(DfdetectError, match="no such weights file"):
+        Detector(TINY, 64, weights=str(tmp_path / "absent.safetensors"))
+    for name in ("other.safetensors", "text.safetensors"):
         with pytest.raises(DfdetectError, match=f"{name}: not weights of"):
             Detector(TINY, 64, weights=str(tmp_path / name))
 

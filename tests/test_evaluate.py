@@ -120,7 +120,7 @@ def test_a_split_of_one_class_is_an_error_and_not_a_half(run, data, tmp_path):
     [
         ({"qualities": "raw,c30"}, "was not prepared at c30"),
         ({"qualities": "x"}, "unknown quality"),
-        ({"split": "dev"}, "the dev split is empty"),
+        ({"split": "dev"}, "unknown split 'dev'"),
     ],
 )
 def test_what_is_not_there_is_named(run, data, arguments, complaint):

@@ -133,6 +133,53 @@ def test_a_person_in_two_official_splits_is_refused_unless_accepted(tmp_path):
     assert set(accepted.splits.values()) == {"train", "test"}
 
 
+def test_corrected_labels_and_splits_are_not_ignored_on_a_rerun(tmp_path):
+    write_clip(tmp_path / "a.mp4", 1)
+    table = tmp_path / "t.csv"
+    table.write_text("path,label,split\na.mp4,real,train\n")
+    recipe = PrepareRecipe(("raw",), 2)
+    prepare(table, tmp_path / "out", recipe, workers=1)
+    for row, difference in (
+        ("a.mp4,fake,train", "with label 0, now listed with 1"),
+        ("a.mp4,real,val", "with split 'train', now listed with 'val'"),
+    ):
+        table.write_text(f"path,label,split\n{row}\n")
+        with pytest.raises(DfdetectError, match=difference):
+            prepare(table, tmp_path / "out", recipe, workers=1)
+
+
+def test_a_person_keeps_the_split_of_an_earlier_run(tmp_path):
+    for name in ("a", "b"):
+        write_clip(tmp_path / f"{name}.mp4", 1)
+    recipe, out = PrepareRecipe(("raw",), 2), tmp_path / "out"
+    (tmp_path / "1.csv").write_text("path,label,identity,split\na.mp4,real,ann,test\n")
+    prepare(tmp_path / "1.csv", out, recipe, workers=1)
+    (tmp_path / "2.csv").write_text("path,label,identity\nb.mp4,real,ann\n")
+    assert set(plan(tmp_path / "2.csv", out, recipe).splits.values()) == {"test"}
+    (tmp_path / "3.csv").write_text("path,label,identity,split\nb.mp4,real,ann,train\n")
+    with pytest.raises(DfdetectError, match=r"ann \(test\+train\)"):
+        plan(tmp_path / "3.csv", out, recipe)
+
+
+def test_a_first_run_that_prepared_nothing_binds_no_recipe(tmp_path):
+    write_scenery(tmp_path / "s/real/scenery.mp4")
+    with pytest.raises(DfdetectError, match="none of 1"):
+        prepare(tmp_path / "s", tmp_path / "out", RECIPE, workers=1)
+    write_clip(tmp_path / "s/real/ann.mp4", 1)
+    prepare(tmp_path / "s", tmp_path / "out", PrepareRecipe(("raw",), 2), workers=1)
+
+
+def test_leftovers_of_a_killed_run_are_swept(tmp_path, source):
+    prepare(source, tmp_path / "out", RECIPE, workers=1)
+    part = next((tmp_path / "out/manifest").glob("*.parquet"))
+    part.unlink()
+    crops = tmp_path / "out/faces/raw" / part.stem
+    for folder in (crops, tmp_path / "out/manifest", tmp_path / "out"):
+        (folder / ".tmp-1-abc").write_text("half a file")
+    prepare(source, tmp_path / "out", RECIPE, workers=1)
+    assert not list((tmp_path / "out").rglob(".tmp-*"))
+
+
 def test_a_plan_writes_nothing(tmp_path, source):
     plan(source, tmp_path / "out", RECIPE)
     assert not (tmp_path / "out").exists()

@@ -29,12 +29,13 @@ def scanner(run):
 def deciding(run, tmp_path):
     """`make(low, high)` -> a checkpoint like `run` with that band."""
 
-    def make(low, high):
+    def make(low, high, pictures=20):
         file = run / "detector.safetensors"
         with safe_open(file, framework="pt") as handle:
             info = json.loads(handle.metadata()["dfdetect"])
         info |= {"band": [low, high], "band_basis": "made for a test"}
-        path = tmp_path / f"{low}-{high}.safetensors"
+        info["val"]["video"] |= {"n_real_pictures": pictures, "n_fake_pictures": pictures}
+        path = tmp_path / f"{low}-{high}-{pictures}.safetensors"
         save_file(load_file(file), path, metadata={"dfdetect": json.dumps(info)})
         return path
 
@@ -91,13 +92,20 @@ def test_a_photo_is_judged_too(deciding, tmp_path):
     assert len(verdict.tracks[0].frames) == 1
 
 
+def test_a_photo_is_not_called_by_a_model_that_was_validated_on_videos(deciding, tmp_path):
+    cv2.imwrite(str(tmp_path / "photo.png"), clip(5, 1)[0][..., ::-1])
+    verdict = Scanner(deciding(0, 1e-9, pictures=8), 6, "cpu")(tmp_path / "photo.png")
+    assert verdict.call == "inconclusive"
+    assert any("validated on videos" in w for w in verdict.warnings)
+
+
 def test_a_video_with_a_face_in_one_frame_is_not_called(deciding, tmp_path):
     frames = clip(6, 6)
     blank = [np.full_like(frames[0], 90)] * 5
     (tmp_path / "flash.mp4").write_bytes(write_video([frames[0], *blank], 12))
     verdict = Scanner(deciding(0, 1e-9), 6, "cpu")(tmp_path / "flash.mp4")
     assert verdict.call == "inconclusive"
-    assert "inconclusive: a face was found in only 1 frames" in verdict.warnings
+    assert "inconclusive: a face in only 1 of 6 frames" in verdict.warnings
 
 
 def test_the_most_suspicious_of_several_people_decides(scanner, tmp_path):
@@ -184,6 +192,19 @@ def test_folders_lists_and_stdin_name_inputs(cli, run, tmp_path):
         command, input=f"{tmp_path}/many/a.mp4\n", capture_output=True, text=True
     )
     assert json.loads(piped.stdout)["input"].endswith("a.mp4")
+
+
+def test_a_reader_that_closes_the_pipe_is_no_match(run, tmp_path):
+    """`scan ... | head -1` must not look like --fail-on."""
+    for i in range(3):
+        write_clip(tmp_path / f"{i}.mp4", i, n_frames=2)
+    command = f"{sys.executable} -m dfdetect scan {tmp_path} --model {run} --json --frames 1"
+    done = subprocess.run(
+        ["bash", "-c", f"{command} | head -c 1 > {tmp_path}/byte; echo ${{PIPESTATUS[0]}}"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() in ("0", "141") and "Traceback" not in done.stderr
 
 
 def test_without_a_model_it_says_how_to_get_one(cli, tmp_path):

@@ -28,8 +28,8 @@ def demo(
     from dfdetect.cli import app
     from dfdetect.demo import commands, make_clips
 
-    if out.exists() and any(out.iterdir()):
-        raise DfdetectError(f"{out}: not empty", "delete it or choose another --out")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise DfdetectError(f"{out}: there already", "delete it or choose another --out")
     started = time.monotonic()
     typer.echo(NOTICE)
     typer.echo(f"\nMaking clips in {out / 'clips'}: real, self-blend and local-warp.")

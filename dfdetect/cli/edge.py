@@ -3,9 +3,10 @@
 import errno
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,8 @@ class EdgeGroup(TyperGroup):
     """Translates errors for every command, in the shell and under Typer's test runner alike."""
 
     def invoke(self, ctx: Any) -> Any:
+        with suppress(ValueError):  # not in the main thread: whoever owns it decides
+            signal.signal(signal.SIGTERM, _terminate)
         try:
             return super().invoke(ctx)
         except DfdetectError as error:
@@ -29,7 +32,13 @@ class EdgeGroup(TyperGroup):
         except KeyboardInterrupt as error:
             complain("interrupted; finished work is kept, rerunning continues")
             raise typer.Exit(int(ExitCode.INTERRUPTED)) from error
-        except (typer.Exit, typer.Abort, BrokenPipeError):
+        except _Terminated as error:
+            complain("terminated; finished work is kept, rerunning continues")
+            raise typer.Exit(int(ExitCode.TERMINATED)) from error
+        except BrokenPipeError as error:  # whoever read our output has seen enough
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
+            raise typer.Exit(128 + signal.SIGPIPE) from error
+        except (typer.Exit, typer.Abort):
             raise
         except Exception as error:
             if hasattr(error, "format_message"):  # a usage error, of the Click inside Typer
@@ -39,6 +48,14 @@ class EdgeGroup(TyperGroup):
             if os.environ.get("DFDETECT_DEBUG"):
                 raise
             raise typer.Exit(_unexpected(error)) from error
+
+
+class _Terminated(BaseException):
+    """SIGTERM, as KeyboardInterrupt is for SIGINT."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise _Terminated
 
 
 def _unexpected(error: Exception) -> int:
@@ -74,7 +91,7 @@ def show(*renderables: Any) -> None:
     """Results, on stdout; wide enough for every table where stdout is not a terminal."""
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    console = Console(width=None if sys.stdout and sys.stdout.isatty() else 160, highlight=False)
     with _bar_aside():
         for renderable in renderables:
             console.print(renderable, markup=False)

@@ -125,7 +125,7 @@ def prepare(
         warn(f"{len(summary.failures) - 10} more failures are listed in {out / 'failures.csv'}")
     if as_json:
         show_json(_summary_json(summary))
-    elif not quiet:
+    else:
         from dfdetect.reports.table import prepare_table
 
         show(prepare_table(summary))

@@ -1,5 +1,7 @@
 """dfdetect scan"""
 
+import codecs
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -94,12 +96,16 @@ def _inputs(inputs: list[Path], files_from: str | None) -> list[Path]:
     named = list(inputs)
     if files_from is not None:
         try:
-            text = sys.stdin.read() if files_from == "-" else Path(files_from).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            content = (
+                sys.stdin.buffer.read() if files_from == "-" else Path(files_from).read_bytes()
+            )
+        except OSError as error:
             raise DfdetectError(
-                f"{files_from}: cannot be read as a list of files ({error})"
+                f"{files_from}: cannot be read as a list of files ({error.strerror})",
+                "give a file with one path per line",
             ) from error
-        named += [Path(line) for line in text.splitlines() if line.strip()]
+        lines = os.fsdecode(content.removeprefix(codecs.BOM_UTF8)).splitlines()
+        named += [Path(line) for line in lines if line.strip()]
     if not named:
         raise DfdetectError("nothing to scan", "for example: dfdetect scan video.mp4 --model RUN")
     return named

@@ -91,8 +91,7 @@ def train(
     with progress("train", quiet) as update:
         log.update = update
         summary = verb(recipe, data, out, weights, device, resume, log)
-    if not quiet:
-        _show_end(summary, out, data)
+    _show_end(summary, out, data)
 
 
 class _Log:

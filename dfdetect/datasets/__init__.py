@@ -15,6 +15,7 @@ from dfdetect.datasets.folder import folder
 from dfdetect.datasets.table import table
 from dfdetect.errors import DfdetectError, unknown
 from dfdetect.manifest import SPLITS, SourceVideo
+from dfdetect.video import MEDIA_SUFFIXES
 
 SHELF: dict[str, Callable[[Path, DatasetOptions], list[SourceVideo]]] = {
     "folder": folder,
@@ -40,6 +41,13 @@ def list_source(name: str, source: Path, options: DatasetOptions) -> list[Source
         )  # fmt: skip
     if name not in SHELF:
         raise unknown("dataset", name, SHELF)
+    if source.is_file() and source.suffix.lower() in MEDIA_SUFFIXES:
+        raise DfdetectError(
+            f"{source}: one media file is no data set",
+            "scan it, or put it into real/ or fake/MANIPULATION/ of a folder",
+        )
+    if name != "table" and (options.where or options.columns):
+        raise DfdetectError(f"{source}: --where and --columns are for tables", "leave them out")
     videos = sorted(SHELF[name](source, options), key=lambda v: v.video_id)
     if options.splits:
         videos = _with_splits(videos, options.splits)

@@ -25,7 +25,10 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             return list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DfdetectError(f"{path}: cannot be read as a CSV table ({error})") from error
+        cause = getattr(error, "strerror", None) or error
+        raise DfdetectError(
+            f"{path}: cannot be read as a CSV table ({cause})", "give a UTF-8 CSV with a header"
+        ) from error
 
 
 def read_splits(path: Path) -> dict[str, str]:

@@ -55,7 +55,7 @@ def table(source: Path, options: DatasetOptions) -> list[SourceVideo]:
         videos.append(
             SourceVideo(
                 path=source.parent / path,
-                video_id=path.as_posix(),
+                video_id=f"{source.resolve().parent.name}/{path.as_posix()}",
                 label=label,
                 dataset=dataset,
                 manipulation=(cell["manipulation"] or "fake") if label else "real",
@@ -63,5 +63,12 @@ def table(source: Path, options: DatasetOptions) -> list[SourceVideo]:
                 split=cell["split"] or None,
                 source=path.as_posix(),
             )
+        )
+    if options.where and not videos:
+        column, value = next(iter(options.where.items()))
+        held = ", ".join(sorted({row[column] for row in rows})[:8])
+        raise DfdetectError(
+            f"{source}: --where {column}={value} matches none of {len(rows)} rows",
+            f"{column} holds {held}",
         )
     return videos
