@@ -45,6 +45,10 @@ class Scanner:
     def __call__(self, path: str | Path) -> Verdict:
         """Errors: DfdetectError naming the file when it cannot be read as a video or picture."""
         path = Path(path)
+        if path.is_dir():
+            raise DfdetectError(
+                f"{path}: no video or picture in this folder", "give a folder with media files"
+            )
         with open_media(path) as media:
             digest = sha256_of(path)
             frames = list(sample_frames(media, self.frames))
@@ -161,20 +165,10 @@ def scan_many(
 
 
 def expand_inputs(inputs: Iterable[Path]) -> Iterator[Path]:
-    """Files as they are; of folders, the media files below them, sorted.
-
-    Errors: DfdetectError for a folder without media.
-    """
+    """Files as they are; of folders, the media files below them, sorted. A folder without any
+    stays in the list, so that it gets an error of its own and the rest goes on."""
     for path in inputs:
-        if not path.is_dir():
-            yield path
-            continue
-        found = media_below(path)
-        if not found:
-            raise DfdetectError(
-                f"{path}: no video or picture in this folder", "give a folder with media files"
-            )
-        yield from found
+        yield from (media_below(path) or [path]) if path.is_dir() else [path]
 
 
 def _cautions(tracks: Sequence[Track], frames: Sequence[Frame], still: bool) -> list[str]:

@@ -188,6 +188,11 @@ def test_folders_lists_and_stdin_name_inputs(cli, run, tmp_path):
         result = cli("scan", *inputs, *arguments)
         assert (result.exit_code, len(result.stdout.splitlines())) == (0, n)
     command = [sys.executable, "-m", "dfdetect", "scan", "--files-from", "-", *map(str, arguments)]
+    (tmp_path / "empty").mkdir()
+    result = cli("scan", tmp_path / "empty", tmp_path / "many/a.mp4", *arguments)
+    assert result.exit_code == 3
+    first, second = map(json.loads, result.stdout.splitlines())
+    assert "no video or picture in this folder" in first["error"]["message"] and second["call"]
     piped = subprocess.run(
         command, input=f"{tmp_path}/many/a.mp4\n", capture_output=True, text=True
     )
