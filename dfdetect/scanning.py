@@ -98,7 +98,6 @@ class Scanner:
             elif call == "inconclusive":
                 low, high = self.checkpoint.band
                 notes.append(f"inconclusive: the score lies from {low:.3f} to {high:.3f}")
-            notes += [f"about the model: {note}" for note in info.data.get("notes", [])]
             if not still and longest < MIN_FRAMES:
                 call = "inconclusive"
                 notes.append(f"inconclusive: a face in only {longest} of {n_frames} frames")

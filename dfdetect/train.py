@@ -56,6 +56,7 @@ class TrainingData(NamedTuple):
     crop: CropRecipe
     fingerprint: str
     notes: list[str]
+    overlap: bool  # people in several splits, where prepare was told to accept that
 
     def counts(self) -> dict[str, Any]:
         """Videos by split and class."""
@@ -191,7 +192,9 @@ def load_training_data(preset: Preset, data: Sequence[Path]) -> TrainingData:
                 "both classes are needed; add videos or give other --splits to prepare",
             )
     domains = ["real", *sorted({s.manipulation for s in train_rows if s.label})]
-    return TrainingData(train_rows, val_rows, domains, first[1], fingerprint(rows), notes)
+    return TrainingData(
+        train_rows, val_rows, domains, first[1], fingerprint(rows), notes, bool(notes)
+    )
 
 
 class _Run:
@@ -355,6 +358,9 @@ class _Run:
 
     def _info(self, predictions: Sequence[Prediction]) -> CheckpointInfo:
         decision = choose_decision(predictions)
+        if self.rows.overlap:  # errors on people it knows say nothing about strangers
+            basis = "no calls: people of its validation are in its training too"
+            decision = decision._replace(band=None, basis=basis)
         return CheckpointInfo(
             detector=self.method.detector.settings,
             preset=self.preset.model_dump(mode="json"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from dfdetect.checkpoint import read_info
 from dfdetect.errors import DfdetectError, ExitCode
 from dfdetect.manifest import read_table, write_part
 from dfdetect.metrics import auc
@@ -182,6 +183,15 @@ def test_data_with_one_class_or_a_person_on_both_sides_is_refused(data, tmp_path
     leak = edited(data, tmp_path / "leak", lambda r: {"identities": ["ann"]})
     with pytest.raises(DfdetectError, match=r"/ann \(test\+train\+val\)"):
         load_training_data(preset, [leak])
+
+
+def test_a_model_validated_on_people_it_trained_on_makes_no_calls(data, tmp_path):
+    leak = edited(data, tmp_path / "leak", lambda r: {"identities": ["ann"]})
+    recipe = json.loads((leak / "prepare.json").read_text())
+    (leak / "prepare.json").write_text(json.dumps(recipe | {"identity_overlap_allowed": True}))
+    train(load_preset("bce-tiny", SMALL), [leak], tmp_path / "run", device="cpu")
+    info = read_info(tmp_path / "run")
+    assert info.band is None and "in its training too" in info.band_basis
 
 
 def test_data_without_a_quality_of_the_preset_says_how_to_prepare_it(data):
