@@ -29,7 +29,6 @@ from dfdetect.results import Prediction, predict
 
 ALL = "all"
 """The column of every manipulation together."""
-SUMMARIES = ("mean", "pooled", "worst")
 
 
 @dataclass(frozen=True)
@@ -87,9 +86,9 @@ def evaluate(
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
     checkpoint = load_checkpoint(model, device)
+    chosen = {name: _rows(folder, split, qualities) for name, folder in _named(data).items()}
     if out:
         make_folder(out)
-    chosen = {name: _rows(folder, split, qualities) for name, folder in _named(data).items()}
     warnings = [w for f in data for w in _crop_warnings(checkpoint, f)]
     for name, rows in chosen.items():
         warnings += _unseen_warnings(checkpoint, name, rows)

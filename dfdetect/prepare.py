@@ -82,7 +82,7 @@ class Failure(NamedTuple):
 
 
 class Done(NamedTuple):
-    """One video of the batch is finished: prepared, skipped (was finished before) or failed."""
+    """One video of the batch is finished: prepared, or failed."""
 
     video: SourceVideo
     rows: list[dict]
@@ -404,14 +404,19 @@ def _one_thread() -> Iterator[None]:
     bytes, however many workers."""
     import torch
 
-    n_torch, n_cv2 = torch.get_num_threads(), cv2.getNumThreads()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
+    before = (torch.get_num_threads(), cv2.getNumThreads())
+    _use_threads(1, 1)
     try:
         yield
     finally:
-        torch.set_num_threads(n_torch)
-        cv2.setNumThreads(n_cv2)
+        _use_threads(*before)
+
+
+def _use_threads(n_torch: int, n_cv2: int) -> None:
+    import torch
+
+    torch.set_num_threads(n_torch)
+    cv2.setNumThreads(n_cv2)
 
 
 _worker: dict[str, Any] = {}  # what a worker process loads once
@@ -421,8 +426,7 @@ def _start_worker(out: Path, recipe: PrepareRecipe) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     with suppress(OSError, AttributeError):  # Linux: die with the parent, however it dies
         ctypes.CDLL("libc.so.6").prctl(1, signal.SIGKILL)
-    _worker.update(one_thread=_one_thread())
-    _worker["one_thread"].__enter__()  # for the life of the process
+    _use_threads(1, 1)
     _worker.update(out=out, recipe=recipe, find_faces=FaceFinder(recipe.crop))
 
 
@@ -506,7 +510,11 @@ def _refuse_other_recipe(out: Path, recipe: PrepareRecipe) -> None:
 def _write_recipe(out: Path, recipe: PrepareRecipe, seed: int, overlap_allowed: bool) -> None:
     import av
 
-    if not (out / "prepare.json").exists() or not _has_parts(out):
+    if _has_parts(out):
+        content = read_json(out / "prepare.json")
+        if overlap_allowed and not content.get("identity_overlap_allowed"):  # true from now on
+            write_json(out / "prepare.json", content | {"identity_overlap_allowed": True})
+    else:
         versions = {"dfdetect": __version__, "av": av.__version__, "opencv": cv2.__version__}
         versions["libavcodec"] = ".".join(map(str, av.library_versions["libavcodec"]))
         content = {

@@ -56,7 +56,7 @@ class TrainingData(NamedTuple):
     crop: CropRecipe
     fingerprint: str
     notes: list[str]
-    overlap: bool  # people in several splits, where prepare was told to accept that
+    overlap: bool  # people in both train and val, where prepare was told to accept that
 
     def counts(self) -> dict[str, Any]:
         """Videos by split and class."""
@@ -146,7 +146,7 @@ def load_training_data(preset: Preset, data: Sequence[Path]) -> TrainingData:
     Errors: DfdetectError for different crop recipes, a missing quality, one class only, an
     identity in train and val (a note instead, where prepare was told to accept that).
     """
-    crops, rows, notes, strict_pairs = {}, [], [], []
+    crops, rows, notes, strict_pairs, overlap = {}, [], [], [], False
     for number, folder in enumerate(data):
         prepared = read_json(folder / "prepare.json") if (folder / "prepare.json").exists() else {}
         found = read_samples(folder, prefix=f"{number}:" if len(data) > 1 else "")
@@ -163,6 +163,7 @@ def load_training_data(preset: Preset, data: Sequence[Path]) -> TrainingData:
         pairs = {(tuple(f"{s.dataset}/{i}" for i in s.identities), s.split) for s in found}
         if prepared.get("identity_overlap_allowed"):
             if leaks := identity_leaks(pairs):
+                overlap |= any({"train", "val"} <= splits for splits in leaks.values())
                 notes.append(
                     f"{len(leaks)} identities of {folder.resolve().name} are in more than one "
                     "split; its figures say nothing about people it has not seen"
@@ -192,9 +193,7 @@ def load_training_data(preset: Preset, data: Sequence[Path]) -> TrainingData:
                 "both classes are needed; add videos or give other --splits to prepare",
             )
     domains = ["real", *sorted({s.manipulation for s in train_rows if s.label})]
-    return TrainingData(
-        train_rows, val_rows, domains, first[1], fingerprint(rows), notes, bool(notes)
-    )
+    return TrainingData(train_rows, val_rows, domains, first[1], fingerprint(rows), notes, overlap)
 
 
 class _Run:

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 from conftest import write_clip
@@ -11,7 +10,7 @@ from conftest import write_clip
 COMMANDS = ("prepare", "train", "eval", "scan", "presets", "info", "demo")
 
 
-def test_help_imports_neither_torch_nor_cv2_and_is_quick():
+def test_help_imports_neither_torch_nor_cv2():
     code = (
         "import sys; from dfdetect.cli import app\n"
         "try: app(['--help'])\n"
@@ -19,10 +18,8 @@ def test_help_imports_neither_torch_nor_cv2_and_is_quick():
         "heavy = {'torch', 'cv2', 'av', 'timm', 'numpy'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
-    began = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert time.perf_counter() - began < 5  # no benchmark: a tenth of this on an idle machine
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import json
 
 import cv2
 import numpy as np
@@ -159,6 +160,17 @@ def test_a_person_keeps_the_split_of_an_earlier_run(tmp_path):
     (tmp_path / "3.csv").write_text("path,label,identity,split\nb.mp4,real,ann,train\n")
     with pytest.raises(DfdetectError, match=r"ann \(test\+train\)"):
         plan(tmp_path / "3.csv", out, recipe)
+
+
+def test_accepting_an_overlap_on_a_later_run_is_recorded(tmp_path):
+    for name in ("a", "b"):
+        write_clip(tmp_path / f"{name}.mp4", 1)
+    table, out, recipe = tmp_path / "t.csv", tmp_path / "out", PrepareRecipe(("raw",), 2)
+    table.write_text("path,label,identity,split\na.mp4,real,ann,train\n")
+    prepare(table, out, recipe, workers=1)
+    table.write_text(table.read_text() + "b.mp4,real,ann,val\n")
+    prepare(table, out, recipe, workers=1, allow_identity_overlap=True)
+    assert json.loads((out / "prepare.json").read_text())["identity_overlap_allowed"] is True
 
 
 def test_a_first_run_that_prepared_nothing_binds_no_recipe(tmp_path):

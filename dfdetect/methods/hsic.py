@@ -52,7 +52,7 @@ def cka(k: Tensor, l: Tensor) -> Tensor:  # noqa: E741
     self_k, self_l = hsic(k, k), hsic(l, l)
     if min(self_k.item(), self_l.item()) <= _ZERO:
         return k.new_zeros(())
-    # Scaled before the product: two self-HSICs near 1e-7 would underflow nothing, but stay safe.
+    # Each over its own norm first: the values are near 1e-7 and their products smaller still.
     return (k / k.norm() * (l / l.norm())).sum()
 
 

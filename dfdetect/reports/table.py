@@ -8,7 +8,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from dfdetect.errors import DfdetectError, printable
+from dfdetect.errors import printable
 
 COLUMNS_PER_TABLE = 6
 CALL_STYLE = {
@@ -125,12 +125,6 @@ def verdict_panel(verdict) -> Panel:
     lines += [Text(f"note: {printable(note)}") for note in verdict.warnings]
     lines.append(Text(f"model {printable(verdict.model['name'])}", style="dim"))
     return Panel(Group(*lines), title=Text(printable(verdict.input)), title_align="left", width=96)
-
-
-def error_panel(path: object, error: DfdetectError) -> Panel:
-    lines = [Text("error", style="bold"), Text(printable(error.message))]
-    lines += [Text(printable(error.hint))] if error.hint else []
-    return Panel(Group(*lines), title=Text(printable(path)), title_align="left", width=96)
 
 
 def sparkline(scores: Sequence[float]) -> str:
