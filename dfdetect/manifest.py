@@ -10,7 +10,7 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -26,22 +26,40 @@ SPLIT_FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}
 SCHEMA = pa.schema(
     [
         ("path", pa.string()),  # of the crop, relative to the data folder
+        ("crop_sha256", pa.string()),  # of the crop's file
         ("sample_id", pa.string()),  # video_id/frame/track: the same crop at every quality
         ("video_id", pa.string()),
         ("label", pa.int8()),  # 0 real, 1 fake
         ("dataset", pa.string()),
         ("manipulation", pa.string()),  # "real" for reals
         ("identities", pa.list_(pa.string())),
+        ("footage", pa.string()),  # what the target video was cut from (a YouTube id), if known
         ("split", pa.string()),
         ("quality", pa.string()),
+        ("psnr_db", pa.float32()),  # against the crop from the best file; null for that one itself
         ("frame_index", pa.int32()),
         ("time_s", pa.float64()),
         ("track_id", pa.int32()),
         ("face_px", pa.float32()),  # width of the detected box
-        ("box_xyxy", pa.list_(pa.float32())),
-        ("landmarks", pa.list_(pa.float32())),  # x0 y0 ... x4 y4, frame px
-        ("confidence", pa.float32()),
+        ("box_xyxy", pa.list_(pa.float32())),  # null where the dataset ships face crops
+        ("landmarks", pa.list_(pa.float32())),  # x0 y0 ... x4 y4, frame px; null likewise
+        ("confidence", pa.float32()),  # null likewise
+        ("face_choice", pa.string()),  # main, all, mask (the manipulated one) or shipped (crops)
+        ("n_faces", pa.int32()),  # tracks followed in the video
         ("source", pa.string()),  # the media file, relative to the source folder
+        ("source_sha256", pa.string()),
+        (
+            "source_quality",
+            pa.string(),
+        ),  # of the file that "raw" crops come from, as its dataset says
+        ("container", pa.string()),  # mp4, mov, matroska ... or the picture's format
+        ("codec", pa.string()),
+        ("pix_fmt", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("fps", pa.float32()),  # null for pictures
+        ("n_frames", pa.int32()),  # that decode
+        ("bits_per_pixel", pa.float32()),  # file size / (width * height * n_frames)
         ("warnings", pa.string()),
     ]
 )
@@ -49,7 +67,15 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class SourceVideo:
-    """One video or picture as a dataset lists it: where it lies and what its labels are."""
+    """One video or picture as a dataset lists it: where it lies and what its labels are.
+
+    `identities` are (target, source) of a fake: whose video it is, whose face is in it; `footage`
+    names the longer video (a YouTube id) that the target was cut from, if that is known. `quality`
+    is the file's own as its dataset names it, `shipped` holds the same footage at other qualities.
+    `mask` is a video or picture that is bright where the face was manipulated. A dataset that
+    ships face crops lists them in `crops`, {quality: files below `path`}, and `path` is their
+    folder or tar archive.
+    """
 
     path: Path
     video_id: str
@@ -59,6 +85,11 @@ class SourceVideo:
     identities: tuple[str, ...]
     split: str | None = None
     source: str = ""
+    footage: str = ""
+    quality: str = "raw"
+    shipped: Mapping[str, Path] = field(default_factory=dict)
+    mask: Path | None = None
+    crops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.label not in (0, 1):

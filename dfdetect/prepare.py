@@ -128,7 +128,7 @@ def plan(
     """
     parse_qualities(recipe.qualities)
     _refuse_other_recipe(out, recipe)
-    videos = list_source(dataset, source, options or DatasetOptions())
+    videos = list_source(dataset, source, options or DatasetOptions()).videos
     before = _finished(out)
     _refuse_other_labels(out, videos, before)
     earlier = [v for v in before.values() if v.video_id not in {w.video_id for w in videos}]

@@ -4,9 +4,13 @@ import json
 
 import pytest
 
-from dfdetect.datasets import list_source
+from dfdetect import datasets
 from dfdetect.datasets.base import DatasetOptions
 from dfdetect.errors import DfdetectError
+
+
+def list_source(name, source, options):
+    return datasets.list_source(name, source, options).videos
 
 
 def touch(root, *names):

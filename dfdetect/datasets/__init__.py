@@ -1,58 +1,63 @@
-"""Datasets: where videos lie and what their labels are -> SourceVideo. Add one: a file and a line.
+"""Datasets: where videos lie and what their labels are -> Listing. Add one: a file and a line.
 
-A dataset is a function `(source, options) -> list[SourceVideo]`; it reads names and lists, never
-pixels, and says in an error what tree it expected.
+A dataset file reads names and lists, never pixels. It intersects official lists with the disk,
+counts what is missing, and its errors say what tree it expected and where officially to get it.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
-from dfdetect.datasets.base import DatasetOptions, read_splits
-from dfdetect.datasets.ffpp import ffpp
-from dfdetect.datasets.folder import folder
-from dfdetect.datasets.table import table
+from dfdetect.datasets import ffpp, folder, table
+from dfdetect.datasets.base import DatasetOptions, Listing, read_splits
 from dfdetect.errors import DfdetectError, unknown
 from dfdetect.manifest import SPLITS, SourceVideo
 from dfdetect.video import MEDIA_SUFFIXES
 
-SHELF: dict[str, Callable[[Path, DatasetOptions], list[SourceVideo]]] = {
-    "folder": folder,
-    "table": table,
-    "ffpp": ffpp,
+
+class Dataset(NamedTuple):
+    """`list_videos(source, options)`, and whether a source `looks_right` for it: names only."""
+
+    list_videos: Callable[[Path, DatasetOptions], Listing]
+    looks_right: Callable[[Path], bool]
+
+
+SHELF: dict[str, Dataset] = {
+    "table": Dataset(table.list_videos, table.looks_right),
+    "ffpp": Dataset(ffpp.list_videos, ffpp.looks_right),
+    "folder": Dataset(folder.list_videos, folder.looks_right),
 }
+"""`auto` takes the first that looks right."""
 
 
-def list_source(name: str, source: Path, options: DatasetOptions) -> list[SourceVideo]:
+def list_source(name: str, source: Path, options: DatasetOptions) -> Listing:
     """Every video and picture of `source`, sorted by id, ids unique.
 
-    `name` is a line of the shelf, or `auto`: a file is a table, a tree with `original_sequences`
-    or `manipulated_sequences` is ffpp, anything else a folder.
+    `name` is a line of the shelf, or `auto`: the first line that the source looks right for.
     """
     if not source.exists():
         raise DfdetectError(f"{source}: no such file or folder", "check the path")
-    if name == "auto":
-        official = ("original_sequences", "manipulated_sequences")
-        name = (
-            "table" if source.is_file()
-            else "ffpp" if any((source / sub).is_dir() for sub in official)
-            else "folder"
-        )  # fmt: skip
-    if name not in SHELF:
-        raise unknown("dataset", name, SHELF)
     if source.is_file() and source.suffix.lower() in MEDIA_SUFFIXES:
         raise DfdetectError(
             f"{source}: one media file is no data set",
             "scan it, or put it into real/ or fake/MANIPULATION/ of a folder",
         )
+    if name == "auto":
+        name = next((n for n, dataset in SHELF.items() if dataset.looks_right(source)), "folder")
+    if name not in SHELF:
+        raise unknown("dataset", name, SHELF)
     if name != "table" and (options.where or options.columns):
         raise DfdetectError(f"{source}: --where and --columns are for tables", "leave them out")
-    videos = sorted(SHELF[name](source, options), key=lambda v: v.video_id)
+    listing = SHELF[name].list_videos(source, options)
+    videos = sorted(listing.videos, key=lambda v: v.video_id)
+    if options.identity_disjoint:
+        videos = [replace(video, split=None) for video in videos]
     if options.splits:
         videos = _with_splits(videos, options.splits)
     if not videos:
-        raise DfdetectError(f"{source}: no video or picture found in it")
+        raise DfdetectError(f"{source}: no video or picture found in it", listing.expected)
     ids = [v.video_id for v in videos]
     if len(set(ids)) != len(ids):
         twice = next(a for a, b in pairwise(ids) if a == b)
@@ -62,7 +67,7 @@ def list_source(name: str, source: Path, options: DatasetOptions) -> list[Source
             raise DfdetectError(
                 f"{source}: {video.video_id} has split {video.split!r}", f"use {', '.join(SPLITS)}"
             )
-    return videos
+    return replace(listing, videos=videos)
 
 
 def _with_splits(videos: list[SourceVideo], path: Path) -> list[SourceVideo]:

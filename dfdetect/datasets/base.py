@@ -1,22 +1,42 @@
 """What every dataset file starts from: the user's options, CSV rows, lists of splits."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from dfdetect.errors import DfdetectError
 from dfdetect.files import read_json
-from dfdetect.manifest import SPLITS
+from dfdetect.manifest import SPLITS, SourceVideo
 
 
 @dataclass(frozen=True)
 class DatasetOptions:
-    """What a user may say about a source: `splits` file or folder, column names, row filters."""
+    """What a user may say about a source: `splits` file or folder, column names, row filters;
+    `identity_disjoint` drops an official split that shares people and deals them anew;
+    `drop_cross_source` leaves out videos whose footage is in two official splits;
+    `root` is the folder that the paths of an imported list start from."""
 
     splits: Path | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     where: Mapping[str, str] = field(default_factory=dict)
+    identity_disjoint: bool = False
+    drop_cross_source: bool = False
+    root: Path | None = None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a dataset file found: its videos; the tree it `expected`, and `home`, where officially
+    to get it; files `found` and names `missing` (listed, not on the disk) by part of the tree;
+    `notes` on what was assumed or left out."""
+
+    videos: list[SourceVideo]
+    expected: str = ""
+    home: str = ""
+    found: Mapping[str, int] = field(default_factory=dict)
+    missing: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

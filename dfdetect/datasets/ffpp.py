@@ -11,7 +11,7 @@ are lists of pairs; reals a, b and fakes a_b, b_a of a pair belong to its split.
 import re
 from pathlib import Path
 
-from dfdetect.datasets.base import DatasetOptions, read_splits
+from dfdetect.datasets.base import DatasetOptions, Listing, read_splits
 from dfdetect.errors import DfdetectError
 from dfdetect.manifest import SourceVideo
 
@@ -24,7 +24,12 @@ EXPECTED = (
 )
 
 
-def ffpp(source: Path, options: DatasetOptions) -> list[SourceVideo]:
+def looks_right(source: Path) -> bool:
+    official = ("original_sequences", "manipulated_sequences")
+    return any((source / sub).is_dir() for sub in official)
+
+
+def list_videos(source: Path, options: DatasetOptions) -> Listing:
     """Errors: DfdetectError if the tree is not there, or a split file is not a list of pairs."""
     folders = [("real", source / "original_sequences" / "youtube")]
     folders += [(m, source / "manipulated_sequences" / m) for m in METHODS]
@@ -57,7 +62,7 @@ def ffpp(source: Path, options: DatasetOptions) -> list[SourceVideo]:
             f"{source}: {len(unlisted)} videos are in no official split, first {unlisted[0]}",
             "complete the split files, or leave --splits out",
         )
-    return videos
+    return Listing(videos, EXPECTED)
 
 
 def _videos_at_best_quality(root: Path) -> list[Path]:

@@ -6,7 +6,7 @@ real file they were made from: `real/ann.mp4` and `fake/swap/ann.mp4` stay in on
 
 from pathlib import Path
 
-from dfdetect.datasets.base import DatasetOptions, text_of
+from dfdetect.datasets.base import DatasetOptions, Listing, text_of
 from dfdetect.errors import DfdetectError
 from dfdetect.manifest import SourceVideo
 from dfdetect.video import media_below
@@ -14,9 +14,13 @@ from dfdetect.video import media_below
 EXPECTED = "expected real/**/*.mp4 and fake/<manipulation>/**/*.mp4 (pictures too) in it"
 
 
-def folder(source: Path, options: DatasetOptions) -> list[SourceVideo]:
+def looks_right(source: Path) -> bool:
+    return any((source / side).is_dir() for side in ("real", "fake"))
+
+
+def list_videos(source: Path, options: DatasetOptions) -> Listing:
     """Errors: DfdetectError if neither real/ nor fake/ is there, or `fake/` has no subfolders."""
-    if not any((source / side).is_dir() for side in ("real", "fake")):
+    if not looks_right(source):
         raise DfdetectError(f"{source}: neither real/ nor fake/ found", EXPECTED)
     videos = []
     for path in media_below(source / "real"):
@@ -26,7 +30,7 @@ def folder(source: Path, options: DatasetOptions) -> list[SourceVideo]:
         videos.append(
             _video(source, path, 1, text_of(Path(parts[0])) if len(parts) > 1 else "fake")
         )
-    return videos
+    return Listing(videos, EXPECTED)
 
 
 def _video(source: Path, path: Path, label: int, manipulation: str) -> SourceVideo:

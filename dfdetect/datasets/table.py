@@ -7,7 +7,7 @@ Paths are relative to the CSV's folder. `--columns manipulation=method` reads an
 import re
 from pathlib import Path
 
-from dfdetect.datasets.base import DatasetOptions, read_csv
+from dfdetect.datasets.base import DatasetOptions, Listing, read_csv
 from dfdetect.errors import DfdetectError
 from dfdetect.manifest import SourceVideo
 
@@ -15,7 +15,11 @@ COLUMNS = ("path", "label", "manipulation", "identity", "split", "dataset")
 LABELS = {"real": 0, "0": 0, "original": 0, "fake": 1, "1": 1}
 
 
-def table(source: Path, options: DatasetOptions) -> list[SourceVideo]:
+def looks_right(source: Path) -> bool:
+    return source.is_file() and source.suffix.lower() != ".json"
+
+
+def list_videos(source: Path, options: DatasetOptions) -> Listing:
     """Errors: DfdetectError for a missing column, an unknown label, a path outside the folder."""
     rows = read_csv(source)
     if not rows:
@@ -71,4 +75,4 @@ def table(source: Path, options: DatasetOptions) -> list[SourceVideo]:
             f"{source}: --where {column}={value} matches none of {len(rows)} rows",
             f"{column} holds {held}",
         )
-    return videos
+    return Listing(videos, "expected a CSV with the columns path and label")
