@@ -2,17 +2,10 @@
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
+from dfdetect.quality import jpeg_round_trip
 from dfdetect.video import Picture, VideoInfo
-
-
-def jpeg_round_trip(image: np.ndarray, quality: int) -> np.ndarray:
-    """uint8 [H,W,3] RGB -> the same after JPEG at `quality` (1..100)."""
-    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    _, code = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return cv2.cvtColor(cv2.imdecode(code, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
 @dataclass(frozen=True)
