@@ -1,12 +1,13 @@
 """Prepared crops -> batches: pairs of qualities, augmentation, order of an epoch, loaders.
 
 Everything random is a function of (seed, epoch, draw), so a run that resumes in the middle of an
-epoch sees exactly what it would have seen.
+epoch sees exactly what it would have seen. JPEG is cheap beside reading a crop, so its qualities
+are made here of the raw crop; those that prepare stored are read, and are the same pixels.
 """
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from dfdetect.errors import DfdetectError
 from dfdetect.manifest import Sample
 from dfdetect.presets import Augment
+from dfdetect.quality import jpeg_level, jpeg_round_trip, parse_quality
 
 
 class Batch(NamedTuple):
@@ -46,6 +48,24 @@ def to_input(crop: np.ndarray, size: int) -> np.ndarray:
     )
 
 
+def at_qualities(samples: Iterable[Sample], qualities: Sequence[str]) -> list[Sample]:
+    """The rows of each sample at `qualities`, in their order: the stored row, or for JPEG that was
+    not stored the raw row with the quality to make of it. A sample's other qualities are left out.
+    """
+    wanted = [parse_quality(name) for name in qualities]
+    groups: dict[str, dict[str, Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.sample_id, {})[sample.quality] = sample
+    rows = []
+    for group in groups.values():
+        for quality in wanted:
+            if quality.name in group:
+                rows.append(group[quality.name])
+            elif quality.codec == "jpeg" and "raw" in group:
+                rows.append(group["raw"]._replace(quality=quality.name, jpeg=quality))
+    return rows
+
+
 def read_crop(path: Path) -> np.ndarray:
     """uint8 [H,W,3] RGB. Errors: DfdetectError naming the file if it is missing or damaged."""
     image = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None
@@ -58,9 +78,26 @@ def read_crop(path: Path) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
+def read_group(group: Sequence[Sample], rng: np.random.Generator | None = None) -> np.ndarray:
+    """The rows of one sample as pixels, uint8 [Q,H,W,3] RGB, each file read once.
+
+    A range of JPEG qualities is drawn with `rng`, without one by the sample's id.
+    """
+    files = {path: read_crop(path) for path in dict.fromkeys(s.path for s in group)}
+    return np.stack(
+        [
+            jpeg_round_trip(files[s.path], jpeg_level(s.jpeg, s.sample_id, rng))
+            if s.jpeg
+            else files[s.path]
+            for s in group
+        ]
+    )
+
+
 class PairedCrops(Dataset):
     """One item per sample: its crops at every quality. Indexed by (epoch, draw, position), where
-    `draw` numbers the draws of an epoch: a sample drawn twice is augmented in two ways."""
+    `draw` numbers the draws of an epoch: a sample drawn twice is augmented in two ways, and its
+    level in a range of JPEG qualities drawn anew."""
 
     def __init__(
         self,
@@ -71,18 +108,17 @@ class PairedCrops(Dataset):
         augment: Augment,
         seed: int,
     ) -> None:
-        """Errors: DfdetectError if a sample lacks one of the qualities."""
-        groups: dict[str, dict[str, Sample]] = {}
-        for sample in samples:
-            if sample.quality in qualities:
-                groups.setdefault(sample.sample_id, {})[sample.quality] = sample
+        """Errors: DfdetectError if a sample lacks one of the qualities, and raw to make it of."""
+        groups: dict[str, list[Sample]] = {}
+        for sample in at_qualities(samples, qualities):
+            groups.setdefault(sample.sample_id, []).append(sample)
         for sample_id, group in groups.items():
-            if missing := [q for q in qualities if q not in group]:
+            if missing := [q for q in qualities if q not in {s.quality for s in group}]:
                 raise DfdetectError(
                     f"{sample_id} has no crop at quality {missing[0]}",
                     "prepare the data with all the preset's qualities, or --set qualities=...",
                 )
-        self.groups = [[group[q] for q in qualities] for group in groups.values()]
+        self.groups = list(groups.values())
         self.labels = np.array([g[0].label for g in self.groups], np.int64)
         self.domains = np.array([domains.index(g[0].manipulation) for g in self.groups], np.int64)
         self._image_size, self._augment, self._seed = image_size, augment, seed
@@ -94,8 +130,7 @@ class PairedCrops(Dataset):
         epoch, draw, position = key
         group = self.groups[position]
         rng = np.random.default_rng([self._seed, epoch, draw])
-        crops = np.stack([read_crop(sample.path) for sample in group])
-        crops = augmented(crops, self._augment, rng)
+        crops = augmented(read_group(group, rng), self._augment, rng)
         images = np.stack([to_input(crop, self._image_size) for crop in crops])
         return images, int(self.labels[position]), int(self.domains[position]), group[0].sample_id
 
@@ -183,16 +218,16 @@ def start_loader(dataset: Dataset, workers: int, **options: Any) -> Iterator:
 
 
 class Crops(Dataset):
-    """One item per manifest row, for scoring: uint8 [S,S,3]."""
+    """One item per row, for scoring: uint8 [S,S,3]."""
 
     def __init__(self, samples: Sequence[Sample], image_size: int) -> None:
-        self._paths, self._image_size = [s.path for s in samples], image_size
+        self._samples, self._image_size = samples, image_size
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._samples)
 
     def __getitem__(self, position: int) -> np.ndarray:
-        return to_input(read_crop(self._paths[position]), self._image_size)
+        return to_input(read_group([self._samples[position]])[0], self._image_size)
 
 
 def default_workers() -> int:

@@ -18,13 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dfdetect.checkpoint import Checkpoint, load_checkpoint
-from dfdetect.data import default_workers
+from dfdetect.data import at_qualities, default_workers
 from dfdetect.errors import DfdetectError, unknown
 from dfdetect.faces import CropRecipe
 from dfdetect.files import make_folder, read_json, write_json, write_whole
 from dfdetect.manifest import SPLITS, Sample, read_samples
 from dfdetect.metrics import accuracy, auc, eer, mean_by
-from dfdetect.quality import parse_qualities
+from dfdetect.quality import ordered, parse_qualities, parse_quality, to_prepare
 from dfdetect.results import Prediction, predict
 
 ALL = "all"
@@ -79,6 +79,8 @@ def evaluate(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> EvalResult:
     """Score one split of prepared folders and measure; writes predictions and metrics into `out`.
+
+    `qualities` are by default those stored; JPEG that is not stored is made of the raw crops.
 
     Errors: DfdetectError for an unreadable checkpoint or folder, a quality that was not prepared,
     a split without rows, or folders of which none has both classes.
@@ -231,27 +233,20 @@ def _named(data: Sequence[Path]) -> dict[str, Path]:
 
 def _rows(folder: Path, split: str, qualities: str | None) -> list[Sample]:
     samples = read_samples(folder)
-    prepared = sorted({s.quality for s in samples})
-    wanted = [q.name for q in parse_qualities(qualities)] if qualities else _ordered(prepared)
+    prepared = ordered({s.quality for s in samples})
+    wanted = [q.name for q in parse_qualities(qualities or prepared, ranges=True)]
+    rows = at_qualities(samples, wanted)
     for quality in wanted:
-        if quality not in prepared:
+        if not any(s.quality == quality for s in rows):
             raise DfdetectError(
                 f"{folder}: was not prepared at {quality}",
-                f"it holds {', '.join(prepared)}; prepare it with --qualities {','.join(wanted)}",
+                f"it holds {', '.join(prepared)}; prepare it with --qualities {to_prepare(wanted)}",
             )
-    rows = [s for s in samples if s.split == split and s.quality in wanted]
+    rows = [s for s in rows if s.split == split]
     if not rows:
         splits = sorted({s.split for s in samples})
         raise DfdetectError(f"{folder}: the {split} split is empty", f"it has {', '.join(splits)}")
     return sorted(rows, key=lambda s: (wanted.index(s.quality), s.sample_id))
-
-
-def _ordered(names: Sequence[str]) -> list[str]:
-    """raw first, then by codec and falling quality: raw, c23, c40, j90, j50."""
-    parsed = parse_qualities(list(names))
-    rank = {"raw": 0, "h264": 1, "jpeg": 2}
-    key = lambda q: (rank[q.codec], -q.level if q.codec == "jpeg" else q.level)  # noqa: E731
-    return [q.name for q in sorted(parsed, key=key)]
 
 
 def _crop_warnings(checkpoint: Checkpoint, folder: Path) -> list[str]:
@@ -267,8 +262,9 @@ def _crop_warnings(checkpoint: Checkpoint, folder: Path) -> list[str]:
 
 
 def _unseen_warnings(checkpoint: Checkpoint, name: str, rows: Sequence[Sample]) -> list[str]:
-    trained = set(checkpoint.info.preset["qualities"])
-    unseen = sorted({s.quality for s in rows} - trained)
+    trained = [parse_quality(q) for q in checkpoint.info.preset["qualities"]]
+    scored = [parse_quality(q) for q in sorted({s.quality for s in rows})]
+    unseen = [q.name for q in scored if not any(t.covers(q) for t in trained)]
     return [f"{name}: the model never trained on {', '.join(unseen)}"] if unseen else []
 
 

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from dfdetect.errors import DfdetectError
 from dfdetect.files import write_whole
+from dfdetect.quality import Quality
 
 SPLITS = ("train", "val", "test")
 SPLIT_FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}
@@ -99,7 +100,11 @@ class SourceVideo:
 
 
 class Sample(NamedTuple):
-    """The columns of one manifest row that training and evaluation need."""
+    """The columns of one manifest row that training and evaluation need.
+
+    `jpeg` is no column: it is the quality to make of the file at `path` as it is read, for a row
+    that `data.at_qualities` derived from the raw one.
+    """
 
     path: Path
     sample_id: str
@@ -111,6 +116,7 @@ class Sample(NamedTuple):
     split: str
     quality: str
     track_id: int
+    jpeg: Quality | None = None
 
 
 def folder_key(video_id: str) -> str:
@@ -157,7 +163,7 @@ def read_samples(data: Path, split: str | None = None, prefix: str = "") -> list
     `prefix` goes before sample and video ids, so that rows of several folders stay apart.
     """
     table = read_table(data)
-    names = list(Sample._fields)
+    names = [name for name in Sample._fields if name in SCHEMA.names]
     samples = []
     for row in table.select(names).to_pylist():
         if split is not None and row["split"] != split:

@@ -64,7 +64,9 @@ class Preset(_Section):
     method: MethodChoice
     backbone: Backbone
     image_size: int = Field(224, ge=32, le=1024, description="side of the network's input, px")
-    qualities: tuple[str, ...] = ("raw", "c23", "c40")
+    qualities: tuple[str, ...] = Field(
+        ("raw", "c23", "c40"), description="as prepared; jNN and jA-B are also made from raw"
+    )
     batch_size: int = Field(64, ge=2, description="samples per step; each brings all its qualities")
     epochs: int = Field(32, ge=1)
     steps_per_epoch: int | None = Field(None, ge=1, description="default: one pass over the data")
@@ -81,7 +83,7 @@ class Preset(_Section):
     @classmethod
     def _qualities(cls, value: Any) -> Any:
         names = value.split(",") if isinstance(value, str) else value
-        return tuple(quality.name for quality in parse_qualities(list(names)))
+        return tuple(quality.name for quality in parse_qualities(names, ranges=True))
 
 
 def preset_folders() -> list[Path]:

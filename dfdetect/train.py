@@ -27,7 +27,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 
 from dfdetect.checkpoint import FILE_NAME, CheckpointInfo, choose_device, save_checkpoint, versions
-from dfdetect.data import PairedCrops, default_workers, training_batches
+from dfdetect.data import PairedCrops, at_qualities, default_workers, training_batches
 from dfdetect.errors import DfdetectError, ExitCode
 from dfdetect.faces import CropRecipe
 from dfdetect.files import folder_lock, read_json, write_json, write_whole
@@ -35,6 +35,7 @@ from dfdetect.manifest import Sample, fingerprint, identity_leaks, read_samples,
 from dfdetect.methods import Method, StepLoss, make_method, method_options
 from dfdetect.metrics import accuracy, auc, best_threshold, call_band, eer
 from dfdetect.presets import Optimizer, Preset, check_preset
+from dfdetect.quality import to_prepare
 from dfdetect.results import Prediction, predict, video_scores
 
 log = logging.getLogger(__name__)
@@ -151,14 +152,16 @@ def load_training_data(preset: Preset, data: Sequence[Path]) -> TrainingData:
         prepared = read_json(folder / "prepare.json") if (folder / "prepare.json").exists() else {}
         found = read_samples(folder, prefix=f"{number}:" if len(data) > 1 else "")
         crops[folder] = CropRecipe.model_validate(prepared.get("recipe", {}).get("crop", {}))
-        missing = set(preset.qualities) - {s.quality for s in found}
+        wanted = at_qualities(found, preset.qualities)
+        missing = set(preset.qualities) - {s.quality for s in wanted}
         if missing:
             raise DfdetectError(
                 f"{folder}: holds no {', '.join(sorted(missing))} crops, "
                 f"which preset {preset.name} needs",
-                f"prepare it with --qualities {','.join(preset.qualities)}, or --set qualities=...",
+                f"prepare it with --qualities {to_prepare(preset.qualities)}, "
+                "or --set qualities=...",
             )
-        kept = [s for s in found if s.split in ("train", "val") and s.quality in preset.qualities]
+        kept = [s for s in wanted if s.split in ("train", "val")]
         # Of the test split only the names are looked at: nobody in it may be trained on.
         pairs = {(tuple(f"{s.dataset}/{i}" for i in s.identities), s.split) for s in found}
         if prepared.get("identity_overlap_allowed"):

@@ -115,10 +115,41 @@ def test_a_split_of_one_class_is_an_error_and_not_a_half(run, data, tmp_path):
         evaluate(run, [copy], device="cpu")
 
 
+def test_jpeg_is_made_of_the_raw_crops_and_listed_like_a_stored_quality(run, data, tmp_path):
+    wanted = "c23,j75,raw,j40-100"
+    result = evaluate(run, [data], wanted, out=tmp_path / "out", device="cpu")
+    (predictions,) = result.predictions.values()
+    n_raw = sum(s.quality == "raw" for s in read_samples(data, "test"))
+    assert [p.quality for p in predictions] == [q for q in wanted.split(",") for _ in range(n_raw)]
+    logits = {}
+    for p in predictions:
+        logits.setdefault(p.quality, []).append(p.logit)
+    assert len({tuple(values) for values in logits.values()}) == 4
+    of_frames = [c for c in result.cells if c.level == "frame" and c.manipulation == "all"]
+    assert [c.quality for c in of_frames] == [*wanted.split(","), "mean", "pooled", "worst"]
+    assert "j40-100" in (tmp_path / "out/metrics.csv").read_text()
+    assert result.warnings == ["prepared: the model never trained on j40-100, j75"]
+    again = evaluate(run, [data], "j40-100", device="cpu")
+    assert [p.logit for p in again.predictions["prepared"]] == pytest.approx(logits["j40-100"])
+
+
+def test_jpeg_without_raw_crops_to_make_it_of_is_refused(run, data, tmp_path):
+    copy = tmp_path / "compressed"
+    shutil.copytree(data, copy)
+    rows = [r for r in read_table(copy).to_pylist() if r["quality"] != "raw"]
+    for part in (copy / "manifest").glob("*"):
+        part.unlink()
+    write_part(copy, "all", rows)
+    with pytest.raises(DfdetectError, match="was not prepared at j75") as caught:
+        evaluate(run, [copy], "c23,j75", device="cpu")
+    assert caught.value.hint == "it holds c23, c40; prepare it with --qualities c23,raw"
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
         ({"qualities": "raw,c30"}, "was not prepared at c30"),
+        ({"qualities": "j90-40"}, "not a range of JPEG qualities"),
         ({"qualities": "x"}, "unknown quality"),
         ({"split": "dev"}, "unknown split 'dev'"),
     ],

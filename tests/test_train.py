@@ -11,6 +11,7 @@ import torch
 
 from dfdetect.checkpoint import read_info
 from dfdetect.errors import DfdetectError, ExitCode
+from dfdetect.evaluate import evaluate
 from dfdetect.manifest import read_table, write_part
 from dfdetect.metrics import auc
 from dfdetect.presets import load_preset
@@ -199,6 +200,34 @@ def test_data_without_a_quality_of_the_preset_says_how_to_prepare_it(data):
     with pytest.raises(DfdetectError, match="holds no c30 crops") as error:
         load_training_data(preset, [data])
     assert "--qualities raw,c30" in error.value.hint
+
+
+def test_jpeg_qualities_are_trained_and_validated_on_without_being_stored(data, tmp_path):
+    options = ["epochs=1", "steps_per_epoch=3", "image_size=64", "qualities=j75,c23,j40-100"]
+    train(load_preset("qad-tiny", options), [data], tmp_path / "run", device="cpu")
+    info = read_info(tmp_path / "run")
+    assert set(info.val["by_quality"]["auc"]) == {"j75", "c23", "j40-100"}
+    assert info.preset["qualities"] == ["j75", "c23", "j40-100"]
+    result = evaluate(tmp_path / "run", [data], "c23,j60,j39", device="cpu")
+    assert result.warnings == ["prepared: the model never trained on j39"]  # j60 is in j40-100
+
+
+def test_jpeg_without_raw_crops_to_make_it_of_says_what_to_prepare(data, tmp_path):
+    rename = {"raw": "c30", "c23": "c23", "c40": "c40"}
+    no_raw = edited(data, tmp_path / "c", lambda r: {"quality": rename[r["quality"]]})
+    preset = load_preset("qad-tiny", ["qualities=c23,j40-100"])
+    with pytest.raises(DfdetectError, match="holds no j40-100 crops") as caught:
+        load_training_data(preset, [no_raw])
+    assert "--qualities c23,raw" in caught.value.hint
+
+
+def test_storing_jpeg_later_does_not_make_it_other_data(data, tmp_path):
+    rename = {"raw": "raw", "c23": "c23", "c40": "j75"}
+    stored = edited(data, tmp_path / "j75", lambda r: {"quality": rename[r["quality"]]})
+    preset = load_preset("qad-tiny", ["qualities=raw,j75"])
+    as_stored, as_made = (load_training_data(preset, [folder]) for folder in (stored, data))
+    assert as_stored.train[1].jpeg is None and as_made.train[1].jpeg is not None
+    assert as_stored.fingerprint == as_made.fingerprint
 
 
 def test_a_plan_counts_parameters_and_steps(data):

@@ -27,7 +27,12 @@ def eval_(
     *,
     data: Data,
     qualities: Annotated[
-        str | None, typer.Option(help="Default: all that were prepared.", rich_help_panel=INPUT)
+        str | None,
+        typer.Option(
+            help="Default: all that were prepared. jNN (JPEG at quality NN) and jA-B (at one in "
+            "A..B per crop, always the same for a crop) are made of the raw crops.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
     split: Annotated[str, typer.Option(help="train, val or test.", rich_help_panel=INPUT)] = "test",
     out: Annotated[
