@@ -5,8 +5,10 @@ import json
 import pytest
 
 from dfdetect import datasets
+from dfdetect.datasets import ffpp
 from dfdetect.datasets.base import DatasetOptions
 from dfdetect.errors import DfdetectError
+from dfdetect.manifest import assign_splits, identity_leaks
 
 
 def list_source(name, source, options):
@@ -147,4 +149,336 @@ def test_a_list_of_splits_that_does_not_fit_is_refused(tmp_path, text, complaint
 def test_an_unknown_dataset_lists_the_known_ones(tmp_path):
     with pytest.raises(DfdetectError) as error:
         list_source("foldr", tmp_path, DatasetOptions())
-    assert error.value.hint.startswith("did you mean 'folder'? known: ffpp, folder, table")
+    assert error.value.hint.startswith("did you mean 'folder'? known: ")
+
+
+def listing_of(name, source, **options):
+    return datasets.list_source(name, source, DatasetOptions(**options))
+
+
+def splits_of(listing):
+    return {v.video_id.split("/", 1)[1]: v.split for v in listing.videos}
+
+
+def test_ffpp_lists_a_video_once_at_its_best_quality_with_the_others_as_shipped(tmp_path):
+    ffpp_tree(tmp_path)
+    youtube = "original_sequences/youtube"
+    touch(tmp_path, f"{youtube}/c23/videos/000.mp4", f"{youtube}/c40/videos/000.mp4")
+    touch(tmp_path, f"{youtube}/c40/videos/870.mp4", f"{youtube}/c23/images/000/1.png")
+    videos = by_id(list_source("ffpp", tmp_path, DatasetOptions()))
+    real = videos["real/000"]
+    assert (real.quality, real.source) == ("raw", f"{youtube}/raw/videos/000.mp4")
+    assert {q: p.parent.parent.name for q, p in real.shipped.items()} == {
+        "c23": "c23",
+        "c40": "c40",
+    }
+    assert videos["FaceShifter/003_000"].quality == "c40"
+    assert len(videos) == 7
+
+
+def test_ffpp_calls_c0_raw(tmp_path):
+    ffpp_tree(tmp_path, "c0")
+    assert by_id(list_source("ffpp", tmp_path, DatasetOptions()))["real/000"].quality == "raw"
+
+
+def test_ffpp_says_when_parts_are_there_at_different_qualities(tmp_path):
+    ffpp_tree(tmp_path)
+    (note,) = listing_of("ffpp", tmp_path).notes
+    assert "youtube 4 raw" in note and "FaceShifter 1 c40" in note
+
+
+def test_ffpp_gives_a_fake_its_mask(tmp_path):
+    ffpp_tree(tmp_path)
+    mask = "manipulated_sequences/Deepfakes/masks/videos/000_003.mp4"
+    touch(tmp_path, mask)
+    videos = by_id(list_source("ffpp", tmp_path, DatasetOptions()))
+    assert videos["Deepfakes/000_003"].mask == tmp_path / mask
+    assert videos["NeuralTextures/001_870"].mask is None
+
+
+def test_ffpp_counts_what_is_found_and_names_what_is_missing(tmp_path):
+    ffpp_tree(tmp_path)
+    (tmp_path / "original_sequences/youtube/raw/videos/870.mp4").unlink()
+    listing = listing_of("ffpp", tmp_path)
+    assert listing.found["original_sequences/youtube"] == 3
+    assert listing.missing["original_sequences/youtube"] == ["870"]
+    deepfakes = listing.missing["manipulated_sequences/Deepfakes"]
+    assert deepfakes == ["001_870", "003_000", "870_001"]
+
+
+def dfd_tree(root):
+    touch(
+        root,
+        "original_sequences/actors/c23/videos/01__kitchen_pan.mp4",
+        "manipulated_sequences/DeepFakeDetection/c23/videos/01_02__kitchen_pan__YVGY8LOK.mp4",
+    )
+
+
+def test_deepfakedetection_is_test_because_it_has_no_official_split(tmp_path):
+    ffpp_tree(tmp_path)
+    dfd_tree(tmp_path)
+    listing = listing_of("auto", tmp_path)
+    videos = by_id(listing.videos)
+    real = videos["real/01__kitchen_pan"]
+    fake = videos["DeepFakeDetection/01_02__kitchen_pan__YVGY8LOK"]
+    assert (real.dataset, real.identities, real.split) == ("DeepFakeDetection", ("01",), "test")
+    assert (fake.label, fake.identities, fake.split) == (1, ("01", "02"), "test")
+    assert any("no official split" in note for note in listing.notes)
+
+
+def test_deepfakedetection_can_be_dealt_by_actor(tmp_path):
+    actors = [f"{i:02d}" for i in range(1, 29)]
+    names = [f"{a}_{b}__talking__ABCDEFGH.mp4" for a in actors for b in actors if a != b]
+    touch(tmp_path, *(f"original_sequences/actors/raw/videos/{a}__talking.mp4" for a in actors))
+    touch(tmp_path, *(f"manipulated_sequences/DeepFakeDetection/raw/videos/{n}" for n in names))
+    videos = listing_of("ffpp", tmp_path, identity_disjoint=True).videos
+    splits = assign_splits(videos, seed=0)
+    assert identity_leaks((v.identities, splits[v.video_id]) for v in videos) == {}
+    assert {splits[v.video_id] for v in videos if v.label} == {"train", "val", "test"}
+
+
+def crossing_tree(root):
+    """755 is train, 756 is test; they were cut from one video."""
+    touch(root, *(f"original_sequences/youtube/raw/videos/{i}.mp4" for i in (754, 755, 756, 757)))
+    touch(root, "manipulated_sequences/FaceSwap/raw/videos/756_757.mp4")
+    touch(root, "manipulated_sequences/FaceSwap/raw/videos/757_756.mp4")
+    (root / "splits").mkdir()
+    for split, pairs in (("train", [["754", "755"]]), ("val", []), ("test", [["756", "757"]])):
+        (root / "splits" / f"{split}.json").write_text(json.dumps(pairs))
+
+
+def test_ffpp_names_footage_that_is_in_two_official_splits(tmp_path):
+    crossing_tree(tmp_path)
+    (note,) = (n for n in listing_of("ffpp", tmp_path).notes if "YouTube" in n)
+    assert "755-756 (train/test)" in note and "--drop-cross-source" in note
+
+
+def test_ffpp_leaves_footage_that_train_has_out_of_test(tmp_path):
+    crossing_tree(tmp_path)
+    listing = listing_of("ffpp", tmp_path, drop_cross_source=True)
+    assert splits_of(listing) == {"real/754": "train", "real/755": "train", "real/757": "test"}
+
+
+@pytest.mark.parametrize("pad", [3, 0])
+def test_ffpp_finds_crossings_itself_where_the_youtube_ids_are_there(tmp_path, pad):
+    crossing_tree(tmp_path)
+    ids = {"754": "aa 0", "755": "bb 0", "756": "cc 0", "757": "bb 1"}
+    (tmp_path / "dataset").mkdir()
+    table = {key.zfill(pad): value for key, value in ids.items()}
+    (tmp_path / "dataset" / "conversion_dict.json").write_text(json.dumps(table))
+    listing = listing_of("ffpp", tmp_path)
+    assert by_id(listing.videos)["FaceSwap/756_757"].footage == "cc"
+    assert by_id(listing.videos)["real/757"].footage == "bb"
+    assert any("755-757 (train/test)" in note for note in listing.notes)
+
+
+def test_the_known_crossings_are_seven_pairs_of_neighbours():
+    assert len(ffpp.CROSSINGS) == 7
+    assert all(int(b) - int(a) == 1 for a, b in ffpp.CROSSINGS)
+
+
+def celeb_tree(root, level=""):
+    touch(
+        root,
+        *(f"Celeb-real/{level}id{i}_0000.mp4" for i in range(20)),
+        *(f"Celeb-synthesis/{level}id{i}_id{i + 1}_0000.mp4" for i in range(20)),
+        f"YouTube-real/{level}00170.mp4",
+    )
+    (root / "List_of_testing_videos.txt").write_text(
+        "1 YouTube-real/00170.mp4\n1 Celeb-real/id1_0000.mp4\n0 Celeb-synthesis/id1_id2_0000.mp4\n"
+        "0 Celeb-synthesis/id1_id9_0000.mp4\n"
+    )
+
+
+@pytest.mark.parametrize("level", ["", "videos/"])
+def test_celebdf_takes_labels_from_folders_and_test_from_the_list(tmp_path, level):
+    celeb_tree(tmp_path, level)
+    listing = listing_of("auto", tmp_path)
+    videos = by_id(listing.videos)
+    fake = videos["Celeb-synthesis/id1_id2_0000"]
+    assert (fake.dataset, fake.label, fake.identities) == ("Celeb-DF-v2", 1, ("id1", "id2"))
+    assert [i for i, split in splits_of(listing).items() if split == "test"] == [
+        "Celeb-real/id1_0000", "Celeb-synthesis/id1_id2_0000", "YouTube-real/00170",
+    ]  # fmt: skip
+    assert listing.missing == {"Celeb-synthesis": ["id1_id9_0000"]}
+    assert any("--allow-identity-overlap" in note for note in listing.notes)
+
+
+def test_celebdf_takes_val_from_the_training_videos_by_target(tmp_path):
+    celeb_tree(tmp_path)
+    splits = splits_of(listing_of("celebdf", tmp_path))
+    assert set(splits.values()) == {"train", "val", "test"}
+    for i in range(2, 20):
+        assert splits[f"Celeb-real/id{i}_0000"] == splits[f"Celeb-synthesis/id{i}_id{i + 1}_0000"]
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("0 YouTube-real/00170.mp4", "line 2: YouTube-real/00170.mp4 has flag 0"),
+        ("1 Celeb-synthesis/id1_id2_0000.mp4", "line 2: .* has flag 1 and lies in Celeb-synthesis"),
+        ("1 ../secret.mp4", "line 2: .* is not a flag and a video"),
+        ("YouTube-real/00170.mp4", "line 2: .* is not a flag and a video"),
+    ],
+)
+def test_celebdf_refuses_a_list_that_contradicts_the_folders(tmp_path, line, complaint):
+    celeb_tree(tmp_path)
+    (tmp_path / "List_of_testing_videos.txt").write_text(f"\n{line}\n")
+    with pytest.raises(DfdetectError, match=complaint):
+        listing_of("celebdf", tmp_path)
+
+
+def test_celebdf_can_be_dealt_so_that_nobody_is_in_two_splits(tmp_path):
+    ids = range(40)
+    touch(tmp_path, *(f"Celeb-real/id{i}_0000.mp4" for i in ids))
+    touch(tmp_path, *(f"Celeb-synthesis/id{i}_id{j}_0000.mp4" for i in ids for j in ids if i != j))
+    listing = listing_of("celebdf", tmp_path, identity_disjoint=True)
+    splits = assign_splits(listing.videos, seed=0)
+    assert identity_leaks((v.identities, splits[v.video_id]) for v in listing.videos) == {}
+    assert {splits[v.video_id] for v in listing.videos if v.label} == {"train", "val", "test"}
+    assert "fakes of two groups are left out" in listing.notes[0]
+
+
+def test_a_user_s_split_goes_before_the_official_one(tmp_path):
+    celeb_tree(tmp_path)
+    (tmp_path / "mine.csv").write_text("path,split\nYouTube-real/00170.mp4,train\n")
+    splits = splits_of(listing_of("celebdf", tmp_path, splits=tmp_path / "mine.csv"))
+    assert splits["YouTube-real/00170"] == "train"
+    assert splits["Celeb-real/id1_0000"] == "test"
+
+
+def ffiw_tree(root, level=""):
+    for release, split in (("FFIW10K-v1-release", "train/"), ("FFIW10K-v1-release-test", "")):
+        for side in ("source", "target", "target_mask"):
+            touch(root, f"{release}/{side}/{split}{level}00001.mp4")
+    touch(root, f"FFIW10K-v1-release/target/train/{level}00002.mp4")
+
+
+@pytest.mark.parametrize("level", ["", "videos/"])
+def test_ffiw_pairs_by_name_and_gives_the_mask_to_both(tmp_path, level):
+    ffiw_tree(tmp_path, level)
+    listing = listing_of("auto", tmp_path)
+    videos = by_id(listing.videos)
+    fake, real = videos["FFIW10K/train/00001"], videos["real/train/00001"]
+    assert (fake.label, real.label) == (1, 0)
+    assert fake.identities == real.identities != videos["real/test/00001"].identities
+    assert fake.mask == real.mask and "target_mask" in str(fake.mask)
+    assert videos["FFIW10K/train/00002"].mask is None
+    assert listing.missing == {"source/train": ["00002"]}
+    assert videos["FFIW10K/test/00001"].split == "test"
+
+
+def test_ffiw_may_be_given_one_archive(tmp_path):
+    ffiw_tree(tmp_path)
+    splits = splits_of(listing_of("auto", tmp_path / "FFIW10K-v1-release-test"))
+    assert splits == {"FFIW10K/test/00001": "test", "real/test/00001": "test"}
+
+
+def dfdc_tree(root):
+    for part in (0, 36, 40):
+        touch(root, f"dfdc_train_part_{part}/real{part}.mp4", f"dfdc_train_part_{part}/x{part}.mp4")
+        facts = {
+            f"x{part}.mp4": {"label": "FAKE", "split": "train", "original": f"real{part}.mp4"},
+            f"real{part}.mp4": {"label": "REAL", "split": "train"},
+            "gone.mp4": {"label": "REAL", "split": "train"},
+        }
+        (root / f"dfdc_train_part_{part}" / "metadata.json").write_text(json.dumps(facts))
+    touch(root, "test/videos/t.mp4")
+    (root / "test" / "labels.csv").write_text("filename,label\nt.mp4,1\n")
+
+
+def test_dfdc_splits_by_part_and_keeps_a_fake_with_its_original(tmp_path):
+    dfdc_tree(tmp_path)
+    listing = listing_of("auto", tmp_path)
+    videos = by_id(listing.videos)
+    assert splits_of(listing) == {
+        "dfdc_train_part_0/x0": "train", "dfdc_train_part_0/real0": "train",
+        "dfdc_train_part_36/x36": "val", "dfdc_train_part_36/real36": "val",
+        "dfdc_train_part_40/x40": "test", "dfdc_train_part_40/real40": "test",
+        "test/t": "test",
+    }  # fmt: skip
+    assert videos["dfdc_train_part_0/x0"].label == videos["test/t"].label == 1
+    fake, real = videos["dfdc_train_part_0/x0"], videos["dfdc_train_part_0/real0"]
+    assert fake.identities == real.identities
+    assert listing.missing["dfdc_train_part_0"] == ["gone.mp4"]
+
+
+def test_the_sample_of_dfdc_is_training_data_and_says_so(tmp_path):
+    touch(tmp_path, "train_sample_videos/a.mp4")
+    facts = {"a.mp4": {"label": "FAKE", "split": "train", "original": "b.mp4"}}
+    (tmp_path / "train_sample_videos" / "metadata.json").write_text(json.dumps(facts))
+    listing = listing_of("auto", tmp_path / "train_sample_videos")
+    assert splits_of(listing) == {"train_sample_videos/a": "train"}
+    assert any("training data" in note for note in listing.notes)
+
+
+def test_dfdc_refuses_a_label_it_does_not_know(tmp_path):
+    touch(tmp_path, "dfdc_train_part_1/a.mp4")
+    (tmp_path / "dfdc_train_part_1" / "metadata.json").write_text('{"a.mp4": {"label": "fake"}}')
+    with pytest.raises(DfdetectError, match=r"a\.mp4 has label 'fake'"):
+        listing_of("dfdc", tmp_path)
+
+
+def dfdcp_tree(root):
+    facts = {}
+    for i in range(1000, 1012):
+        facts |= {
+            f"original_videos/{i}/{i}_A_001.mp4": {"label": "real", "set": "train", "target_id": i},
+            f"method_A/{i}/{i}_A/{i + 1000}_{i}_A_001.mp4": {"label": "fake", "set": "train"},
+        }
+    facts["method_B/9/9_A/x.mp4"] = {
+        "label": "fake", "set": "test", "target_id": 9, "swapped_id": 8,
+    }  # fmt: skip
+    touch(root, *facts)
+    facts["method_B/gone.mp4"] = {"label": "fake", "set": "test", "swapped_id": 7, "target_id": 6}
+    (root / "dataset.json").write_text(json.dumps(facts))
+
+
+def test_the_dfdc_preview_keeps_its_test_and_deals_train_by_person(tmp_path):
+    dfdcp_tree(tmp_path)
+    listing = listing_of("auto", tmp_path)
+    videos, splits = by_id(listing.videos), splits_of(listing)
+    fake = videos["method_B/9/9_A/x"]
+    assert (fake.split, fake.manipulation, fake.identities) == (
+        "test", "method_B", ("DFDCP/9", "DFDCP/8"),
+    )  # fmt: skip
+    assert list(splits.values()).count("test") == 1 and "val" in splits.values()
+    assert identity_leaks((v.identities, v.split) for v in listing.videos) == {}
+    assert listing.missing == {"method_B": ["method_B/gone.mp4"]}
+
+
+def deeper_tree(root):
+    for variant in ("end_to_end", "end_to_end_level_1"):
+        touch(root, f"manipulated_videos/{variant}/000_W101.mp4")
+        touch(root, f"manipulated_videos/{variant}/001_M004.mp4")
+    touch(root, "source_videos/W101/light_up/neutral/camera_up/W101.mp4")
+    touch(root, *(f"lists/splits/{s}.txt" for s in ("train", "val", "test")))
+    (root / "lists/splits/train.txt").write_text("000_W101.mp4\n002_W101.mp4\n")
+    (root / "lists/splits/test.txt").write_text("001_M004.mp4\n")
+
+
+def test_the_reals_of_deeperforensics_are_the_ffpp_targets(tmp_path):
+    root = tmp_path / "DeeperForensics-1.0"
+    deeper_tree(root)
+    youtube = "FaceForensics++/original_sequences/youtube"
+    touch(tmp_path, *(f"{youtube}/c23/videos/{i}.mp4" for i in ("000", "001", "500")))
+    listing = listing_of("auto", root)
+    assert splits_of(listing) == {
+        "end_to_end/000_W101": "train", "end_to_end_level_1/000_W101": "train", "real/000": "train",
+        "end_to_end/001_M004": "test", "end_to_end_level_1/001_M004": "test", "real/001": "test",
+    }  # fmt: skip
+    assert by_id(listing.videos)["real/000"].quality == "c23"
+    assert by_id(listing.videos)["end_to_end/000_W101"].identities == ("000", "W101")
+    assert listing.missing["manipulated_videos/end_to_end"] == ["002_W101"]
+
+
+def test_deeperforensics_without_its_reals_says_where_they_come_from(tmp_path):
+    deeper_tree(tmp_path / "a")
+    listing = listing_of("deeperforensics", tmp_path / "a")
+    assert {v.label for v in listing.videos} == {1}
+    assert any("--root FACEFORENSICS" in note for note in listing.notes)
+    touch(tmp_path, "ff/original_sequences/youtube/c23/videos/000.mp4")
+    listing = listing_of("deeperforensics", tmp_path / "a", root=tmp_path / "ff")
+    assert {v.label for v in listing.videos} == {0, 1}
+    with pytest.raises(DfdetectError, match="no original_sequences/youtube/c23/videos"):
+        listing_of("deeperforensics", tmp_path / "a", root=tmp_path)

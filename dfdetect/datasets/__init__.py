@@ -10,7 +10,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from dfdetect.datasets import ffpp, folder, table
+from dfdetect.datasets import (
+    celebdf,
+    deeperforensics,
+    dfdc,
+    dfdc_preview,
+    ffiw,
+    ffpp,
+    folder,
+    table,
+)
 from dfdetect.datasets.base import DatasetOptions, Listing, read_splits
 from dfdetect.errors import DfdetectError, unknown
 from dfdetect.manifest import SPLITS, SourceVideo
@@ -26,6 +35,11 @@ class Dataset(NamedTuple):
 
 SHELF: dict[str, Dataset] = {
     "table": Dataset(table.list_videos, table.looks_right),
+    "celebdf": Dataset(celebdf.list_videos, celebdf.looks_right),
+    "ffiw": Dataset(ffiw.list_videos, ffiw.looks_right),
+    "dfdc": Dataset(dfdc.list_videos, dfdc.looks_right),
+    "dfdcp": Dataset(dfdc_preview.list_videos, dfdc_preview.looks_right),
+    "deeperforensics": Dataset(deeperforensics.list_videos, deeperforensics.looks_right),
     "ffpp": Dataset(ffpp.list_videos, ffpp.looks_right),
     "folder": Dataset(folder.list_videos, folder.looks_right),
 }
@@ -57,7 +71,8 @@ def list_source(name: str, source: Path, options: DatasetOptions) -> Listing:
     if options.splits:
         videos = _with_splits(videos, options.splits)
     if not videos:
-        raise DfdetectError(f"{source}: no video or picture found in it", listing.expected)
+        where = f"; get it from {listing.home}" if listing.home else ""
+        raise DfdetectError(f"{source}: no video or picture found in it", listing.expected + where)
     ids = [v.video_id for v in videos]
     if len(set(ids)) != len(ids):
         twice = next(a for a, b in pairwise(ids) if a == b)
@@ -71,14 +86,15 @@ def list_source(name: str, source: Path, options: DatasetOptions) -> Listing:
 
 
 def _with_splits(videos: list[SourceVideo], path: Path) -> list[SourceVideo]:
-    """Splits by source path, else by identity; who is not listed is dealt to one later."""
+    """Splits by source path, else by identity; who is not listed keeps an official one, or is
+    dealt to one later."""
     listed = read_splits(path)
     found = []
     for video in videos:
         keys = (video.source, *video.identities)
-        split = video.split or next((listed[key] for key in keys if key in listed), None)
-        found.append(replace(video, split=split))
-    if videos and not any(video.split for video in found):
+        split = next((listed[key] for key in keys if key in listed), None)
+        found.append(replace(video, split=split or video.split))
+    if videos and not any(v.source in listed or set(v.identities) & set(listed) for v in videos):
         raise DfdetectError(
             f"{path}: lists none of the {len(videos)} files, the first is {videos[0].source}",
             "list source paths or identities as they are in the source",

@@ -1,13 +1,16 @@
-"""What every dataset file starts from: the user's options, CSV rows, lists of splits."""
+"""What every dataset file starts from: the user's options, CSV rows, lists of splits, folders."""
 
 import csv
-from collections.abc import Mapping, Sequence
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 
 from dfdetect.errors import DfdetectError
 from dfdetect.files import read_json
-from dfdetect.manifest import SPLITS, SourceVideo
+from dfdetect.manifest import SPLIT_FRACTIONS, SPLITS, SourceVideo
+from dfdetect.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -90,3 +93,76 @@ def _json_splits(folder: Path) -> dict[str, str]:
 def text_of(path: PurePath) -> str:
     """A path as valid UTF-8 text: bytes that are none become \\udcXX, everything else stays."""
     return path.as_posix().encode("utf-8", "backslashreplace").decode()
+
+
+# --- folders and names -----------------------------------------------------------------------
+
+
+def entries(folder: Path) -> list[Path]:
+    """What lies in `folder`, sorted, hidden names left out; nothing if it is not a folder."""
+    return [Path(folder, entry.name) for entry in _scan(folder)]
+
+
+def folders_in(folder: Path) -> list[Path]:
+    return [Path(folder, entry.name) for entry in _scan(folder) if entry.is_dir()]
+
+
+def _scan(folder: Path) -> list[os.DirEntry]:
+    """Errors: DfdetectError if the folder may not be read."""
+    try:
+        with os.scandir(folder) as found:
+            return sorted((e for e in found if e.name[0] != "."), key=lambda e: e.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise DfdetectError(f"{folder}: cannot be read ({error.strerror})") from error
+
+
+def videos_in(folder: Path) -> list[Path]:
+    """Videos of `folder`, or of the `videos/` in it, a level that some people insert."""
+    inner = folder / "videos"
+    names = entries(inner if inner.is_dir() else folder)
+    return [name for name in names if name.suffix.lower() in VIDEO_SUFFIXES]
+
+
+def is_picture(name: str) -> bool:
+    """By its suffix; hidden names are none."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def in_frame_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Sorted by number where the stems are numbers (2 before 10), by name where they are not."""
+
+    def place(name: str) -> tuple[str, int, int, str]:
+        path = PurePosixPath(name)
+        number = int(path.stem) if path.stem.isdecimal() else None
+        return str(path.parent), number is None, number or 0, path.name
+
+    return tuple(sorted(names, key=place))
+
+
+def stays_inside(name: str) -> bool:
+    """Whether a path from a list or an archive is relative and never climbs with `..`."""
+    path = PurePosixPath(name)
+    return bool(name) and not path.is_absolute() and ".." not in path.parts
+
+
+# --- people ----------------------------------------------------------------------------------
+
+
+def group_of(person: str) -> str:
+    """train, val or test by a hash of the name alone: whatever else is on the disk."""
+    share = int(hashlib.sha1(person.encode("utf-8", "surrogateescape")).hexdigest()[:8], 16) / 16**8
+    if share < SPLIT_FRACTIONS["train"]:
+        return "train"
+    return "val" if share < SPLIT_FRACTIONS["train"] + SPLIT_FRACTIONS["val"] else "test"
+
+
+def set_apart(videos: Sequence[SourceVideo]) -> list[SourceVideo]:
+    """The videos whose people are all in one group of `group_of`.
+
+    Where everybody was swapped with everybody, identities join all videos to one component that
+    could only go to one split as a whole. Leaving out the fakes between groups parts them.
+    """
+    return [v for v in videos if len({group_of(person) for person in v.identities}) < 2]
