@@ -123,3 +123,60 @@ def mean_by(values: ArrayLike, groups: Sequence) -> tuple[list, np.ndarray]:
     keys, inverse = np.unique(np.asarray(groups), return_inverse=True)
     sums = np.bincount(inverse, weights=np.asarray(values, np.float64))
     return keys.tolist(), sums / np.bincount(inverse)
+
+
+class Probe(NamedTuple):
+    """How well labels can be told: `auc` out of fold, pooled over folds, of `n` rows."""
+
+    auc: float
+    n: int
+
+
+def probe_auc(
+    numbers: np.ndarray,
+    categories: Sequence[Sequence[str]],
+    labels: ArrayLike,
+    groups: Sequence[str],
+    folds: int = 5,
+    seed: int = 0,
+) -> Probe:
+    """AUC of a logistic regression of `labels` [n] on `numbers` float [n,k] (NaN: unknown) and
+    `categories` [n][c] alone; rows of one of the `groups` [n] are never fitted and scored at once.
+
+    Numbers are standardised, unknown ones become the median and a sign of their own; categories
+    become one column per value. k or c may be 0, not both.
+
+    Errors: DfdetectError as `checked`, and for a class with fewer than `folds` groups.
+    """
+    from sklearn.compose import ColumnTransformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    _, y = checked(np.zeros(len(labels)), labels)
+    names = np.asarray(groups)
+    for label, word in ((0, "real"), (1, "fake")):
+        n_groups = len(np.unique(names[y == label]))
+        if n_groups < folds:
+            raise DfdetectError(
+                f"no metric: {n_groups} {word} groups for {folds} folds", "more groups are needed"
+            )
+    k, c = numbers.shape[1], len(categories[0])
+    table = np.empty((len(y), k + c), object)
+    table[:, :k], table[:, k:] = numbers, np.array(categories, object).reshape(len(y), c)
+    as_numbers = make_pipeline(
+        SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True),
+        StandardScaler(),
+    )
+    columns = ColumnTransformer(
+        [
+            ("numbers", as_numbers, list(range(k))),
+            ("categories", OneHotEncoder(handle_unknown="ignore"), list(range(k, k + c))),
+        ]
+    )
+    model = make_pipeline(columns, LogisticRegression(class_weight="balanced", max_iter=1000))
+    dealt = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    scores = cross_val_predict(model, table, y, groups=names, cv=dealt, method="decision_function")
+    return Probe(auc(scores, y), len(y))

@@ -26,6 +26,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 
+from dfdetect.audit import LEAKS, Finding, audit
 from dfdetect.checkpoint import FILE_NAME, CheckpointInfo, choose_device, save_checkpoint, versions
 from dfdetect.data import PairedCrops, at_qualities, default_workers, training_batches
 from dfdetect.errors import DfdetectError, ExitCode
@@ -57,7 +58,7 @@ class TrainingData(NamedTuple):
     crop: CropRecipe
     fingerprint: str
     notes: list[str]
-    overlap: bool  # people in both train and val, where prepare was told to accept that
+    no_calls: str  # why a model validated on this may make none, after accepted leaks; else empty
 
     def counts(self) -> dict[str, Any]:
         """Videos by split and class."""
@@ -90,11 +91,16 @@ class TrainSummary:
     elapsed_s: float
 
 
-def plan_training(preset: Preset, data: Sequence[Path], weights: str | None = None) -> TrainPlan:
+def plan_training(
+    preset: Preset,
+    data: Sequence[Path],
+    weights: str | None = None,
+    allow_audit_fail: bool = False,
+) -> TrainPlan:
     """Everything `train` checks before its first step, and the size of the run; writes nothing."""
     preset = _with_weights(preset, weights)
     method_options(preset)
-    rows = load_training_data(preset, data)
+    rows = load_training_data(preset, data, allow_audit_fail)
     crops = _paired(preset, rows)
     method = make_method(preset, len(rows.domains))
     per_epoch = _steps_per_epoch(preset, len(crops), 1)
@@ -116,17 +122,20 @@ def train(
     device: str = "auto",
     resume: bool = False,
     on_event: Callable[[Event], None] = lambda event: None,
+    allow_audit_fail: bool = False,
 ) -> TrainSummary:
     """Train `preset` on prepared folders; `on_event` gets one dict per step and per validation.
 
-    `weights` replaces the preset's choice: pretrained, none, or a file.
+    `weights` replaces the preset's choice: pretrained, none, or a file. `allow_audit_fail` accepts
+    what the audit calls a FAIL, and a resumed run what it was begun with; the run records it.
 
     Errors: DfdetectError for data that cannot be trained on, a run folder in use or not empty,
     ExitCode.DIVERGED for a loss that is not finite, 130 or 143 when interrupted (state is saved).
     """
     preset = _with_weights(preset, weights)
     method_options(preset)
-    rows = load_training_data(preset, data)
+    accepts = allow_audit_fail or (resume and _accepted_before(out))
+    rows = load_training_data(preset, data, accepts)
     device = choose_device(device)
     processes = PartialState(cpu=device == "cpu")
     for note in rows.notes if processes.is_main_process else ():
@@ -136,18 +145,21 @@ def train(
         _refuse_other_run(out, preset, rows, resume)
         run = _Run(preset, rows, out, device, _saved_state(out) if resume else None, on_event)
         if processes.is_main_process and not resume:
-            _begin_run(out, preset, data, rows)
+            _begin_run(out, preset, data, rows, allow_audit_fail)
         processes.wait_for_everyone()
         return run.go()
 
 
-def load_training_data(preset: Preset, data: Sequence[Path]) -> TrainingData:
+def load_training_data(
+    preset: Preset, data: Sequence[Path], allow_audit_fail: bool = False
+) -> TrainingData:
     """Train and val rows of all folders.
 
     Errors: DfdetectError for different crop recipes, a missing quality, one class only, an
-    identity in train and val (a note instead, where prepare was told to accept that).
+    identity in train and val (a note instead, where prepare was told to accept that), a FAIL of
+    the audit's short form (a note instead, with `allow_audit_fail`).
     """
-    crops, rows, notes, strict_pairs, overlap = {}, [], [], [], False
+    crops, rows, notes, strict_pairs, no_calls = {}, [], [], [], ""
     for number, folder in enumerate(data):
         prepared = read_json(folder / "prepare.json") if (folder / "prepare.json").exists() else {}
         found = read_samples(folder, prefix=f"{number}:" if len(data) > 1 else "")
@@ -164,9 +176,10 @@ def load_training_data(preset: Preset, data: Sequence[Path]) -> TrainingData:
         kept = [s for s in wanted if s.split in ("train", "val")]
         # Of the test split only the names are looked at: nobody in it may be trained on.
         pairs = {(tuple(f"{s.dataset}/{i}" for i in s.identities), s.split) for s in found}
-        if prepared.get("identity_overlap_allowed"):
+        if prepared.get("identity_overlap_allowed") or allow_audit_fail:
             if leaks := identity_leaks(pairs):
-                overlap |= any({"train", "val"} <= splits for splits in leaks.values())
+                if any({"train", "val"} <= splits for splits in leaks.values()):
+                    no_calls = "people of its validation are in its training too"
                 notes.append(
                     f"{len(leaks)} identities of {folder.resolve().name} are in more than one "
                     "split; its figures say nothing about people it has not seen"
@@ -195,8 +208,27 @@ def load_training_data(preset: Preset, data: Sequence[Path]) -> TrainingData:
                 f"{', '.join(map(str, data))}: the {name} split has {has}",
                 "both classes are needed; add videos or give other --splits to prepare",
             )
+    failed = _audited(data, allow_audit_fail)
+    notes += [f"accepted although the audit says FAIL: {f.name}: {f.message}" for f in failed]
+    if not no_calls and (leaked := [f.name for f in failed if f.name in LEAKS]):
+        no_calls = f"it was trained although the audit found leaks ({', '.join(leaked)})"
     domains = ["real", *sorted({s.manipulation for s in train_rows if s.label})]
-    return TrainingData(train_rows, val_rows, domains, first[1], fingerprint(rows), notes, overlap)
+    return TrainingData(train_rows, val_rows, domains, first[1], fingerprint(rows), notes, no_calls)
+
+
+def _audited(data: Sequence[Path], allow_fail: bool) -> list[Finding]:
+    """The FAILs of the audit's short form, which looks at manifests only, where they are accepted.
+
+    Errors: DfdetectError naming them where they are not.
+    """
+    failed = [finding for finding in audit(data, look_at_crops=False) if finding.status == "FAIL"]
+    if failed and not allow_fail:
+        told = "; ".join(f"{finding.name}: {finding.message.rstrip('.')}" for finding in failed)
+        raise DfdetectError(
+            f"{', '.join(map(str, data))}: the audit says FAIL: {told}",
+            "`dfdetect audit` lists what is concerned; accept it with --allow-audit-fail",
+        )
+    return failed
 
 
 class _Run:
@@ -360,9 +392,8 @@ class _Run:
 
     def _info(self, predictions: Sequence[Prediction]) -> CheckpointInfo:
         decision = choose_decision(predictions)
-        if self.rows.overlap:  # errors on people it knows say nothing about strangers
-            basis = "no calls: people of its validation are in its training too"
-            decision = decision._replace(band=None, basis=basis)
+        if self.rows.no_calls:  # errors on people it knows say nothing about strangers
+            decision = decision._replace(band=None, basis=f"no calls: {self.rows.no_calls}")
         return CheckpointInfo(
             detector=self.method.detector.settings,
             preset=self.preset.model_dump(mode="json"),
@@ -579,12 +610,28 @@ def stored_run(out: Path) -> tuple[Preset, list[Path]]:
     return check_preset(content, str(out / "preset.yaml")), data
 
 
-def _begin_run(out: Path, preset: Preset, data: Sequence[Path], rows: TrainingData) -> None:
+def _begin_run(
+    out: Path, preset: Preset, data: Sequence[Path], rows: TrainingData, allow_audit_fail: bool
+) -> None:
     """Note what the run is, once everything it needs is there."""
     content = yaml.safe_dump(preset.model_dump(mode="json"), sort_keys=False)
     write_whole(out / "preset.yaml", content)
     folders = [str(folder.resolve()) for folder in data]
-    write_json(out / "run.json", {"data": folders, "fingerprint": rows.fingerprint})
+    write_json(
+        out / "run.json",
+        {
+            "data": folders,
+            "fingerprint": rows.fingerprint,
+            "audit_fail_allowed": allow_audit_fail,
+            "notes": rows.notes,
+        },
+    )
+
+
+def _accepted_before(out: Path) -> bool:
+    """Whether the run in `out` was begun with a FAIL of the audit accepted."""
+    path = out / "run.json"
+    return path.exists() and bool(read_json(path).get("audit_fail_allowed"))
 
 
 def _refuse_other_run(out: Path, preset: Preset, rows: TrainingData, resume: bool) -> None:

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from dfdetect.cli.audit import audit
 from dfdetect.cli.demo import demo
 from dfdetect.cli.edge import EdgeGroup
 from dfdetect.cli.eval import eval_
@@ -45,6 +46,7 @@ def main(
 
 
 app.command()(prepare)
+app.command()(audit)
 app.command()(train)
 app.command("eval")(eval_)
 app.command()(scan)

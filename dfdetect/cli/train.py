@@ -52,6 +52,14 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out.", rich_help_panel=RUNTIME)
     ] = False,
+    allow_audit_fail: Annotated[
+        bool,
+        typer.Option(
+            "--allow-audit-fail",
+            help="Accept what `dfdetect audit` calls a FAIL.",
+            rich_help_panel=RUNTIME,
+        ),
+    ] = False,
     dry_run: DryRun = False,
 ) -> None:
     """Train a detector on prepared crops.
@@ -81,7 +89,7 @@ def train(
     if dry_run:
         from dfdetect.reports.table import mapping_table
 
-        plan = plan_training(recipe, data, weights)
+        plan = plan_training(recipe, data, weights, allow_audit_fail)
         show(
             mapping_table("preset", recipe.model_dump(mode="json")),
             mapping_table("run", plan._asdict()),
@@ -90,7 +98,7 @@ def train(
     log = _Log(quiet)
     with progress("train", quiet) as update:
         log.update = update
-        summary = verb(recipe, data, out, weights, device, resume, log)
+        summary = verb(recipe, data, out, weights, device, resume, log, allow_audit_fail)
     _show_end(summary, out, data)
 
 

@@ -16,6 +16,8 @@ CALL_STYLE = {
     "inconclusive": "bold yellow", "no-face": "bold",
 }  # fmt: skip
 METRICS = {"auc": "AUC", "eer": "EER", "accuracy": "ACC"}
+STATUS_STYLE = {"OK": "green", "WARN": "bold yellow", "FAIL": "bold red", "unchecked": "dim"}
+IDS_SHOWN = 3
 
 
 def prepare_table(summary) -> RenderableType:
@@ -130,6 +132,41 @@ def verdict_panel(verdict) -> Panel:
 def sparkline(scores: Sequence[float]) -> str:
     """Scores 0..1 as bars, one character each."""
     return "".join("▁▂▃▄▅▆▇█"[min(7, int(8 * score))] for score in scores)
+
+
+def audit_table(findings: Sequence) -> Table:
+    """One row per finding; of the ids the first few and how many more there are."""
+    table = Table(title="audit", title_justify="left", show_lines=True)
+    table.add_column("trap", justify="right")
+    table.add_column("check", min_width=14)
+    table.add_column("status", min_width=9)
+    table.add_column("what", overflow="fold", ratio=2)
+    table.add_column("ids", overflow="fold", ratio=1)
+    for finding in findings:
+        shown = [printable(name) for name in finding.ids[:IDS_SHOWN]]
+        if more := len(finding.ids) - IDS_SHOWN:
+            shown += [f"and {more} more"] if more > 0 else []
+        table.add_row(
+            ", ".join(map(str, finding.traps)),
+            finding.name,
+            Text(finding.status, style=STATUS_STYLE[finding.status]),
+            Text(printable(finding.message)),
+            Text("\n".join(shown)),
+        )
+    return table
+
+
+def audit_line(findings: Sequence) -> str:
+    """How many checks came out how."""
+    counts = {status: sum(f.status == status for f in findings) for status in STATUS_STYLE}
+    return f"audit: {', '.join(f'{n} {status}' for status, n in counts.items() if n)}"
+
+
+def audit_note(findings: Sequence) -> RenderableType:
+    """Only what is wrong, and one line: for the end of another command."""
+    wrong = [f for f in findings if f.status in ("WARN", "FAIL")]
+    line = Text(audit_line(findings))
+    return Group(audit_table(wrong), line) if wrong else line
 
 
 def mapping_table(title: str, values: Mapping[str, Any]) -> Table:
