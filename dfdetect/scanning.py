@@ -52,8 +52,8 @@ class Scanner:
         with open_media(path) as media:
             digest = sha256_of(path)
             frames = list(sample_frames(media, self.frames))
-            faces = [self._find_faces(frame.image) for frame in frames]
-            tracks = track_faces(faces)
+            follow = self._find_faces.follower()
+            tracks = track_faces([follow(frame.image) for frame in frames], follow.cuts)
             scored = self._score(frames, tracks)
             notes = [*media.warnings, *_cautions(tracks, frames, media.info.is_still)]
             still = media.info.is_still
