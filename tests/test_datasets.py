@@ -1,11 +1,13 @@
 """Each dataset on a small tree of empty files: listing reads names, never pixels."""
 
+import io
 import json
+import tarfile
 
 import pytest
 
 from dfdetect import datasets
-from dfdetect.datasets import ffpp
+from dfdetect.datasets import deepfakebench, ffpp
 from dfdetect.datasets.base import DatasetOptions
 from dfdetect.errors import DfdetectError
 from dfdetect.manifest import assign_splits, identity_leaks
@@ -482,3 +484,233 @@ def test_deeperforensics_without_its_reals_says_where_they_come_from(tmp_path):
     assert {v.label for v in listing.videos} == {0, 1}
     with pytest.raises(DfdetectError, match="no original_sequences/youtube/c23/videos"):
         listing_of("deeperforensics", tmp_path / "a", root=tmp_path)
+
+
+def test_dffd_takes_subsets_as_manipulations(tmp_path):
+    touch(
+        tmp_path, "ffhq/train/1.png", "celeba_2w/val/1.png", "stargan/validation/1.png",
+        "pggan_v1/test/1.png", "pggan_v1/test/mask/1.png", "Deepfakes/train/000_003_frame12.png",
+        "youtube/train/000/12.png", "youtube/train/003_0012.png",
+    )  # fmt: skip
+    listing = listing_of("auto", tmp_path)
+    videos = by_id(listing.videos)
+    assert {i: (v.manipulation, v.split) for i, v in videos.items()} == {
+        "ffhq/train/1.png": ("real", "train"),
+        "celeba_2w/val/1.png": ("real", "val"),
+        "stargan/validation/1.png": ("stargan", "val"),
+        "pggan_v1/test/1.png": ("pggan_v1", "test"),
+        "Deepfakes/train/000_003_frame12.png": ("Deepfakes", "train"),
+        "youtube/train/000/12.png": ("real", "train"),
+        "youtube/train/003_0012.png": ("real", "train"),
+    }
+    assert all(v.label == int(v.manipulation != "real") for v in videos.values())
+    assert videos["Deepfakes/train/000_003_frame12.png"].identities == ("000", "003")
+    assert videos["youtube/train/000/12.png"].identities == ("000",)
+    assert videos["youtube/train/003_0012.png"].identities == ("003",)
+    assert listing.found["stargan/validation"] == 1
+
+
+def test_dffd_reads_the_tree_of_the_authors_code(tmp_path):
+    touch(tmp_path, "train/Real/1.png", "train/Fake/1.png", "train/Mask/1.png", "eval/Fake/2.png")
+    videos = by_id(listing_of("auto", tmp_path).videos)
+    assert {i: (v.label, v.split) for i, v in videos.items()} == {
+        "train/Real/1.png": (0, "train"), "train/Fake/1.png": (1, "train"),
+        "eval/Fake/2.png": (1, "val"),
+    }  # fmt: skip
+    assert videos["train/Fake/1.png"].mask == tmp_path / "train/Mask/1.png"
+
+
+def test_the_lists_of_dffd_are_checked_against_its_folders(tmp_path):
+    touch(tmp_path, "ffhq/train/1.png", "stargan/train/1.png")
+    (tmp_path / "_lists").mkdir()
+    list_ = tmp_path / "_lists" / "train_real.txt"
+    list_.write_text("ffhq/train/1.png\nffhq/train/2.png\n")
+    assert listing_of("dffd", tmp_path).missing == {"_lists/train_real.txt": ["ffhq/train/2.png"]}
+    list_.write_text("stargan/train/1.png\n")
+    with pytest.raises(DfdetectError, match=r"line 1: stargan/train/1\.png is listed as real"):
+        listing_of("dffd", tmp_path)
+
+
+def write_tar(path, *names, odd=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:gz") as archive:
+        for name in names:
+            archive.addfile(tarfile.TarInfo(name), io.BytesIO())
+        if odd:
+            archive.addfile(odd)
+
+
+def test_wilddeepfake_reads_archives_and_folders_alike(tmp_path):
+    root = tmp_path / "deepfake_in_the_wild"
+    frames = [f"./3/fake/7/{i}.png" for i in (10, 9, 100)]
+    link = tarfile.TarInfo("./3/fake/7/1.png")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    write_tar(root / "fake_test" / "3.tar.gz", *frames, "./3/fake/3/1.png", "./3/x.txt", odd=link)
+    touch(root, "real_test/1/1/real/5/2.png", "real_test/1/1/real/5/11.png", "real_train/8/9.png")
+    listing = listing_of("auto", tmp_path)
+    videos = by_id(listing.videos)
+    assert sorted(videos) == ["WildDeepfake/3/3", "WildDeepfake/3/7", "real/1/5"]
+    fake, real = videos["WildDeepfake/3/7"], videos["real/1/5"]
+    assert fake.path == root / "fake_test" / "3.tar.gz"
+    assert fake.crops == {"raw": ("./3/fake/7/9.png", "./3/fake/7/10.png", "./3/fake/7/100.png")}
+    assert (real.path, real.crops) == (
+        root / "real_test/1/1/real/5", {"raw": ("2.png", "11.png")},
+    )  # fmt: skip
+    assert {v.split for v in videos.values()} == {"test"}
+    assert any("real_train left out" in note for note in listing.notes)
+
+
+@pytest.mark.parametrize("name", ["../1.png", "/etc/1.png", "3/../../1.png"])
+def test_wilddeepfake_refuses_an_archive_that_names_files_outside(tmp_path, name):
+    write_tar(tmp_path / "fake_test" / "3.tar.gz", name)
+    with pytest.raises(DfdetectError, match="holds a file outside itself"):
+        listing_of("wilddeepfake", tmp_path)
+
+
+def test_wilddeepfake_names_a_broken_archive(tmp_path):
+    write_tar(tmp_path / "fake_test" / "3.tar.gz", *(f"3/fake/7/{i}.png" for i in range(50)))
+    whole = (tmp_path / "fake_test" / "3.tar.gz").read_bytes()
+    (tmp_path / "fake_test" / "3.tar.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DfdetectError, match=r"3\.tar\.gz: not a whole tar archive"):
+        listing_of("wilddeepfake", tmp_path)
+
+
+def test_wilddeepfake_refuses_a_real_sequence_among_the_fakes(tmp_path):
+    write_tar(tmp_path / "fake_test" / "3.tar.gz", "3/real/7/1.png")
+    with pytest.raises(DfdetectError, match="3/real/7 is real, its archive lies in fake_test"):
+        listing_of("wilddeepfake", tmp_path)
+
+
+def test_df40_takes_a_folder_of_pictures_as_a_video(tmp_path):
+    touch(
+        tmp_path, "DF40/simswap/ff/frames/000_003/10.png", "DF40/simswap/ff/frames/000_003/9.png",
+        "DF40/simswap/cdf/frames/id0_id1_0000/1.png", "DF40/simswap/ff/masks/000_003/9.png",
+        "DF40/e4e/cdf/Celeb-real/inversions/id2_0000.png", "DF40/heygen/real/a/1.png",
+        "DF40/heygen/fake/b/1.png",
+    )  # fmt: skip
+    listing = listing_of("auto", tmp_path)
+    videos = by_id(listing.videos)
+    assert {i: v.label for i, v in videos.items()} == {
+        "simswap/ff/frames/000_003": 1, "simswap/cdf/frames/id0_id1_0000": 1,
+        "e4e/cdf/Celeb-real/inversions/id2_0000.png": 1, "heygen/real/a": 0, "heygen/fake/b": 1,
+    }  # fmt: skip
+    swap = videos["simswap/ff/frames/000_003"]
+    assert (swap.manipulation, swap.identities, swap.split) == ("simswap", ("000", "003"), "test")
+    assert swap.crops == {"raw": ("9.png", "10.png")}
+    assert videos["simswap/cdf/frames/id0_id1_0000"].identities == ("id0", "id1")
+    assert any("e4e, simswap" in note for note in listing.notes)
+
+
+def bench_list(root, content, *absent):
+    """A JSON beside its frames, which are all on the disk but the `absent` ones."""
+
+    def frames(value):
+        for key, inner in value.items() if isinstance(value, dict) else ():
+            yield from inner if key == "frames" else frames(inner)
+
+    touch(root, *(f.replace("\\", "/") for f in frames(content) if f not in absent))
+    (root / "list.json").write_text(json.dumps(content))
+    return root / "list.json"
+
+
+def bench_video(label, *frames):
+    return {"label": label, "frames": list(frames)}
+
+
+def test_deepfakebench_lists_are_read_with_backslashes_qualities_and_holes(tmp_path):
+    real = bench_video("FF-real", "FF\\c23\\000\\10.png", "FF\\c23\\000\\9.png")
+    small = bench_video("FF-real", "FF\\c40\\000\\9.png")
+    fake = bench_video("FF-DF", "FF/c23/000_003/1.png", "FF/c23/000_003/2.png")
+    gone = bench_video("FF-DF", "FF/c23/003_000/1.png")
+    empty = {"val": {}, "test": {}}
+    path = bench_list(
+        tmp_path,
+        {"FaceForensics++": {
+            "FF-real": {"train": {"c40": {"000": small}, "c23": {"000": real}}, **empty},
+            "FF-DF": {"train": {"c23": {"000_003": fake, "003_000": gone}}, **empty},
+        }},
+        "FF/c23/000_003/2.png", "FF/c23/003_000/1.png",
+    )  # fmt: skip
+    listing = listing_of("auto", path)
+    videos = by_id(listing.videos)
+    assert videos["FF-real/000"].crops == {
+        "c23": ("FF/c23/000/9.png", "FF/c23/000/10.png"), "c40": ("FF/c40/000/9.png",),
+    }  # fmt: skip
+    assert (videos["FF-real/000"].label, videos["FF-real/000"].quality) == (0, "c23")
+    fake = videos["FF-DF/000_003"]
+    assert (fake.label, fake.manipulation, fake.identities) == (1, "Deepfakes", ("000", "003"))
+    assert listing.missing == {"FF-DF": ["FF/c23/000_003/2.png", "003_000"]}
+
+
+def test_deepfakebench_paths_may_start_elsewhere(tmp_path):
+    path = bench_list(
+        tmp_path / "a", {"X": {"X_real": {"test": {"v": bench_video("X_real", "1.png")}}}}
+    )
+    (tmp_path / "a" / "1.png").rename(tmp_path / "1.png")
+    with pytest.raises(DfdetectError, match="none of its 1 videos has a frame") as error:
+        listing_of("auto", path)
+    assert "--root" in error.value.hint
+    (video,) = listing_of("auto", path, root=tmp_path).videos
+    assert (video.path, video.crops) == (tmp_path, {"raw": ("1.png",)})
+
+
+@pytest.mark.parametrize(
+    "frame", ["/etc/1.png", "../1.png", "a\\..\\..\\1.png", "C:\\1.png", "", 7]
+)
+def test_deepfakebench_refuses_frames_outside_the_root(tmp_path, frame):
+    content = {"X": {"X_real": {"test": {"v": bench_video("X_real", frame)}}}}
+    (tmp_path / "list.json").write_text(json.dumps(content))
+    with pytest.raises(DfdetectError, match=r"X_real/v names .* outside"):
+        listing_of("deepfakebench", tmp_path / "list.json")
+
+
+def test_deepfakebench_refuses_a_video_in_several_splits_and_knows_the_defect(tmp_path):
+    one = {"v": bench_video("CelebDFv2_real", "1.png")}
+    content = {"Celeb-DF-v2": {"CelebDFv2_real": {"train": one, "val": one, "test": one}}}
+    path = bench_list(tmp_path, content)
+    with pytest.raises(DfdetectError, match=r"v is in train and val and test; .*train holds test"):
+        listing_of("auto", path)
+    (video,) = listing_of("auto", path, identity_disjoint=True).videos
+    assert video.split is None
+
+
+def test_deepfakebench_takes_val_that_repeats_test_as_test(tmp_path):
+    one = {"v": bench_video("X_real", "1.png")}
+    path = bench_list(tmp_path, {"X": {"X_real": {"train": {}, "val": one, "test": one}}})
+    listing = listing_of("auto", path)
+    assert [v.split for v in listing.videos] == ["test"]
+    assert any("val and test at once" in note for note in listing.notes)
+
+
+def test_deepfakebench_passes_over_the_overwritten_val_of_dfdc(tmp_path):
+    one = bench_video("DFDC_Real", "1.png")
+    path = bench_list(tmp_path, {"DFDC": {"DFDC_Real": {"val": one, "test": {"v": one}}}})
+    listing = listing_of("auto", path)
+    assert [v.split for v in listing.videos] == ["test"]
+    assert "known defect" in listing.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [("FF-real", 0), ("DFD_real", 0), ("DFDC_Real", 0), ("simswap_Real", 0), ("FF-DF", 1),
+     ("DFDCP_FakeA", 1), ("CelebDFv2_fake", 1), ("my-real-clips_swap_fake", 1)],
+)  # fmt: skip
+def test_deepfakebench_labels_follow_from_label_names(name, label):
+    assert deepfakebench.label_of(name) == label
+
+
+@pytest.mark.parametrize(
+    "content", [[], {"a": 1}, {"a": {"b": {"dev": {}}}}, {"a": {"b": {"test": 3}}}]
+)
+def test_a_json_that_is_no_deepfakebench_list_says_what_it_lacks(tmp_path, content):
+    (tmp_path / "list.json").write_text(json.dumps(content))
+    with pytest.raises(DfdetectError):
+        listing_of("deepfakebench", tmp_path / "list.json")
+
+
+@pytest.mark.parametrize("name", [n for n in datasets.SHELF if n not in ("table", "deepfakebench")])
+def test_a_tree_of_something_else_names_the_tree_that_was_expected(tmp_path, name):
+    touch(tmp_path, "holiday/beach.txt")
+    with pytest.raises(DfdetectError) as error:
+        listing_of(name, tmp_path)
+    assert "expected" in error.value.hint

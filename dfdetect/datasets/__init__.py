@@ -13,12 +13,16 @@ from typing import NamedTuple
 from dfdetect.datasets import (
     celebdf,
     deeperforensics,
+    deepfakebench,
+    df40,
     dfdc,
     dfdc_preview,
+    dffd,
     ffiw,
     ffpp,
     folder,
     table,
+    wilddeepfake,
 )
 from dfdetect.datasets.base import DatasetOptions, Listing, read_splits
 from dfdetect.errors import DfdetectError, unknown
@@ -35,11 +39,15 @@ class Dataset(NamedTuple):
 
 SHELF: dict[str, Dataset] = {
     "table": Dataset(table.list_videos, table.looks_right),
+    "deepfakebench": Dataset(deepfakebench.list_videos, deepfakebench.looks_right),
     "celebdf": Dataset(celebdf.list_videos, celebdf.looks_right),
     "ffiw": Dataset(ffiw.list_videos, ffiw.looks_right),
     "dfdc": Dataset(dfdc.list_videos, dfdc.looks_right),
     "dfdcp": Dataset(dfdc_preview.list_videos, dfdc_preview.looks_right),
     "deeperforensics": Dataset(deeperforensics.list_videos, deeperforensics.looks_right),
+    "wilddeepfake": Dataset(wilddeepfake.list_videos, wilddeepfake.looks_right),
+    "df40": Dataset(df40.list_videos, df40.looks_right),
+    "dffd": Dataset(dffd.list_videos, dffd.looks_right),
     "ffpp": Dataset(ffpp.list_videos, ffpp.looks_right),
     "folder": Dataset(folder.list_videos, folder.looks_right),
 }
