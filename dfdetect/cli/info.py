@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from dfdetect.cli.edge import INPUT, OUTPUT, Json, show, show_json
+from dfdetect.errors import DfdetectError
 
 
 def info(
@@ -13,6 +14,20 @@ def info(
         Path,
         typer.Argument(help="A prepared folder, a run or a checkpoint.", rich_help_panel=INPUT),
     ],
+    sheet: Annotated[
+        Path | None,
+        typer.Option(
+            help="Draw crops of the folder into this PNG: a row per sample, a column per quality.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(
+            help="Rows of the sheet. Default: 12, or one per manipulation if those are more.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     as_json: Json = False,
     export: Annotated[
         str,
@@ -24,15 +39,21 @@ def info(
 ) -> None:
     """Describe a prepared folder or a checkpoint.
 
-    Example: dfdetect info data/
+    Example: dfdetect info data/ --sheet crops.png
     """
     from dfdetect.describe import describe
     from dfdetect.reports.table import mapping_table, rows_table
 
+    if rows is not None and sheet is None:
+        raise DfdetectError("--rows is for a sheet", "name its file with --sheet")
     if export:
         _export(path, export)
         return
     description = describe(path)
+    if sheet:
+        from dfdetect.reports.sheet import write_sheet
+
+        write_sheet(path, sheet, rows)
     if as_json:
         show_json({"schema_version": 1, **description.facts, "rows": description.rows})
         return
@@ -40,6 +61,8 @@ def info(
     if description.rows:
         headings = list(description.rows[0])
         show(rows_table("contents", headings, [list(row.values()) for row in description.rows]))
+    if sheet:
+        show(f"written to {sheet}")
 
 
 def _export(data: Path, name: str) -> None:
