@@ -138,6 +138,12 @@ def test_info_draws_a_sheet_beside_its_description(cli, data, tmp_path):
     assert out.read_bytes() == draw_sheet(data, 3)
 
 
+def test_a_sheet_and_an_export_do_not_exclude_each_other(cli, data, tmp_path):
+    result = cli("info", data, "--sheet", tmp_path / "sheet.png", "--export", "csv")
+    assert result.exit_code == 0 and (tmp_path / "sheet.png").exists()
+    assert result.stdout == cli("info", data, "--export", "csv").stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

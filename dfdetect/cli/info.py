@@ -46,14 +46,14 @@ def info(
 
     if rows is not None and sheet is None:
         raise DfdetectError("--rows is for a sheet", "name its file with --sheet")
-    if export:
-        _export(path, export)
-        return
-    description = describe(path)
     if sheet:
         from dfdetect.reports.sheet import write_sheet
 
         write_sheet(path, sheet, rows)
+    if export:
+        _export(path, export)
+        return
+    description = describe(path)
     if as_json:
         show_json({"schema_version": 1, **description.facts, "rows": description.rows})
         return
