@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 
 import pytest
@@ -714,3 +715,26 @@ def test_a_tree_of_something_else_names_the_tree_that_was_expected(tmp_path, nam
     with pytest.raises(DfdetectError) as error:
         listing_of(name, tmp_path)
     assert "expected" in error.value.hint
+
+
+def test_a_source_that_looks_like_two_datasets_says_how_it_was_read(tmp_path):
+    deeper_tree(tmp_path)
+    touch(tmp_path, "original_sequences/youtube/c23/videos/000.mp4")
+    listing = listing_of("auto", tmp_path)
+    assert listing.notes[0] == "read as deeperforensics; --dataset ffpp would read it too"
+
+
+def test_half_characters_in_a_list_are_an_error_and_not_a_crash(tmp_path):
+    touch(tmp_path, "dfdc_train_part_1/a.mp4")
+    facts = {"a.mp4": {"label": "FAKE", "original": "\ud800.mp4"}}
+    (tmp_path / "dfdc_train_part_1" / "metadata.json").write_text(json.dumps(facts))
+    with pytest.raises(DfdetectError, match="is not valid text"):
+        listing_of("auto", tmp_path)
+
+
+def test_names_that_are_not_utf8_are_escaped(tmp_path):
+    place = os.fsencode(tmp_path / "manipulated_videos" / "end_to_end")
+    os.makedirs(place)
+    open(place + b"/000_W1\xff.mp4", "w").close()
+    (video,) = listing_of("auto", tmp_path).videos
+    assert video.video_id == "DeeperForensics-1.0/end_to_end/000_W1\\udcff"

@@ -66,8 +66,12 @@ def list_source(name: str, source: Path, options: DatasetOptions) -> Listing:
             f"{source}: one media file is no data set",
             "scan it, or put it into real/ or fake/MANIPULATION/ of a folder",
         )
+    notes = []
     if name == "auto":
-        name = next((n for n, dataset in SHELF.items() if dataset.looks_right(source)), "folder")
+        fits = [n for n, dataset in SHELF.items() if dataset.looks_right(source)] or ["folder"]
+        name = fits[0]
+        if len(fits) > 1:
+            notes.append(f"read as {name}; --dataset {' or '.join(fits[1:])} would read it too")
     if name not in SHELF:
         raise unknown("dataset", name, SHELF)
     if name != "table" and (options.where or options.columns):
@@ -90,7 +94,19 @@ def list_source(name: str, source: Path, options: DatasetOptions) -> Listing:
             raise DfdetectError(
                 f"{source}: {video.video_id} has split {video.split!r}", f"use {', '.join(SPLITS)}"
             )
-    return replace(listing, videos=videos)
+        _check_text(source, video)
+    return replace(listing, videos=videos, notes=[*notes, *listing.notes])
+
+
+def _check_text(source: Path, video: SourceVideo) -> None:
+    """Names may come from a stranger's JSON, which can hold halves of characters."""
+    for text in (video.video_id, video.dataset, video.manipulation, *video.identities):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DfdetectError(
+                f"{source}: {text!r} is not valid text", "rename it, or correct the list"
+            ) from error
 
 
 def _with_splits(videos: list[SourceVideo], path: Path) -> list[SourceVideo]:

@@ -33,12 +33,12 @@ def list_videos(source: Path, options: DatasetOptions) -> Listing:
     splits = _read_splits(root / "lists" / "splits")
     fakes = []
     found, missing, notes = {}, {}, []
-    for variant in folders_in(root / "manipulated_videos"):
-        paths = videos_in(variant)
-        fakes += [_fake(source, path, variant.name, splits) for path in paths]
-        found[f"manipulated_videos/{variant.name}"] = len(paths)
+    for folder in folders_in(root / "manipulated_videos"):
+        paths, variant = videos_in(folder), text_of(Path(folder.name))
+        fakes += [_fake(source, path, variant, splits) for path in paths]
+        found[f"manipulated_videos/{variant}"] = len(paths)
         if absent := sorted(splits.keys() - {path.stem for path in paths}):
-            missing[f"manipulated_videos/{variant.name}"] = absent
+            missing[f"manipulated_videos/{variant}"] = absent
     if not fakes:
         raise DfdetectError(
             f"{source}: not a DeeperForensics tree", f"{EXPECTED}; get it from {HOME}"
@@ -51,14 +51,14 @@ def list_videos(source: Path, options: DatasetOptions) -> Listing:
             "complete lists/splits, or delete it to deal actors anew",
         )
     targets = {fake.identities[0]: fake.split for fake in fakes}
-    folder = _targets(source, root, options.root)
-    if folder is None:
+    place = _targets(source, root, options.root)
+    if place is None:
         notes.append(
             "NO REALS: they are the FaceForensics++ targets at c23, and not source_videos; "
             "name that tree with --root FACEFORENSICS"
         )
         return Listing(fakes, EXPECTED, HOME, found, missing, notes)
-    reals = {path.stem: path for path in videos_in(folder) if path.stem in targets}
+    reals = {path.stem: path for path in videos_in(place) if path.stem in targets}
     found["FaceForensics++ targets"] = len(reals)
     if absent := sorted(targets.keys() - reals.keys()):
         missing["FaceForensics++ targets"] = absent
@@ -92,10 +92,10 @@ def _fake(source: Path, path: Path, variant: str, splits: dict[str, str]) -> Sou
     target, _, actor = stem.partition("_")
     return SourceVideo(
         path=path,
-        video_id=f"{NAME}/{text_of(Path(variant))}/{stem}",
+        video_id=f"{NAME}/{variant}/{stem}",
         label=1,
         dataset=NAME,
-        manipulation=text_of(Path(variant)),
+        manipulation=variant,
         identities=(target, actor) if actor else (target,),
         split=splits.get(stem),
         source=text_of(path.relative_to(source)),

@@ -104,17 +104,16 @@ def _compare(
 
 
 def _parts(source: Path) -> list[Path]:
-    """Folders with metadata.json that are a part by their name: the source, or up to two levels
-    below it, as the archives unpack into a folder of their own name."""
+    """Folders with metadata.json that are a part by their name: the source, in it, in its train/,
+    or in a folder of the same name, as some archives unpack."""
     near = folders_in(source)
-    places = [source, *near, *(inner for folder in near for inner in folders_in(folder))]
-    parts = [
-        place
-        for place in places
-        if (place / "metadata.json").is_file()
-        and (_number(place) is not None or place.resolve().name == SAMPLE)
-    ]
+    inner = (i for f in near if f.name == "train" or _is_part(f) for i in folders_in(f))
+    parts = [p for p in (source, *near, *inner) if _is_part(p) and (p / "metadata.json").is_file()]
     return sorted(parts, key=lambda part: _number(part) or 0)
+
+
+def _is_part(folder: Path) -> bool:
+    return _number(folder) is not None or folder.resolve().name == SAMPLE
 
 
 def _number(part: Path) -> int | None:

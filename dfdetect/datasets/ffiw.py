@@ -70,10 +70,11 @@ def _video(source: Path, path: Path, label: int, split: str, mask: Path | None) 
 
 
 def _releases(source: Path) -> list[Path]:
-    """Folders that hold target/ beside source/ or target_mask/: the source itself or up to two
-    levels below it, as the archives unpack into a folder of their own name."""
-    near = folders_in(source)
-    places = [source, *near, *(inner for folder in near for inner in folders_in(folder))]
+    """Folders that hold target/ beside source/ or target_mask/: the source itself, its test/, or
+    folders of the archives' names in it, which may hold another of that name."""
+    near = [f for f in folders_in(source) if f.name == "test" or f.name.startswith(NAME)]
+    inner = (i for f in near for i in folders_in(f) if i.name == "test" or i.name.startswith(NAME))
+    places = [source, *near, *inner]
     return [
         place
         for place in places

@@ -17,7 +17,14 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dfdetect.datasets.base import DatasetOptions, Listing, entries, read_splits, set_apart
+from dfdetect.datasets.base import (
+    DatasetOptions,
+    Listing,
+    entries,
+    read_splits,
+    set_apart,
+    text_of,
+)
 from dfdetect.errors import DfdetectError
 from dfdetect.files import read_json
 from dfdetect.manifest import SPLITS, SourceVideo
@@ -100,12 +107,12 @@ def _video(
     dataset, manipulation, _ = PARTS[part]
     ids = tuple(stem.split("__")[0].split("_"))
     best = next(iter(at))
-    relative = at[best].relative_to(source).as_posix()
+    relative = text_of(at[best].relative_to(source))
     mask = source / part / "masks" / "videos" / f"{stem}.mp4"
     split = "test" if dataset == DFD else splits.get(relative) or splits.get(ids[0])
     return SourceVideo(
         path=at[best],
-        video_id=f"{dataset}/{manipulation}/{stem}",
+        video_id=f"{dataset}/{manipulation}/{text_of(Path(stem))}",
         label=int(manipulation != "real"),
         dataset=dataset,
         manipulation=manipulation,
