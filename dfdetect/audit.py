@@ -53,15 +53,16 @@ MIN_SPAN, MAX_NARROW = 0.8, 0.1
 PSNR_MISALIGNED_DB = {"light": 20.0, "heavy": 16.0}
 PSNR_SUSPICIOUS_DB = {"light": 25.0, "heavy": 19.0}
 """Floors for the median of a video and for a single crop, by strength of the compression: CRF above
-30 and JPEG below quality 50 are heavy. Measured on 1,480 photos and 57 videos: at CRF 23 and JPEG
+30 and JPEG below quality 50 are heavy. Measured on 1,480 photos and 107 videos: at CRF 23 and JPEG
 50 no crop is below 28.9 dB, at CRF 40 none below 20.3; other frames of the same video have a median
 of 17 dB, other people at most 14.5."""
 CROPS_PER_VIDEO = 4
 """Crops of a video that are decoded and compared with those of other splits."""
 NEAR_BITS = 24
-"""Differing bits of 256 up to which two crops count as the same picture. Measured on 1,480 photos
-of some 1,000 people: re-encoding at CRF 23 changes at most 10, at CRF 40 up to 24 in 98 of 100;
-the nearest of 1.09 million pairs of different people differ in 54."""
+"""Differing bits of 256 up to which two crops count as the same picture. Measured on 1,416 photos
+and 847 frames of 107 videos: re-encoding at CRF 23 changes at most 10, at CRF 40 up to 24 in 98 of
+100; of 1.35 million pairs of different people none differs in 24 or less, the nearest in 50 (two
+synthetic faces from one seed, which are the same picture to the eye, in 34)."""
 BANDS, NEIGHBOURS = 16, 8
 """Orders in which hashes are sorted; how many neighbours of another split each is compared with."""
 TEST_ONLY = {
@@ -556,7 +557,8 @@ def metadata_tells_no_label(data: Prepared, kind: str) -> Finding | None:
     if reached <= limit:
         return finding("OK", f"metadata alone tells labels with AUC {reached:.2f} {of}.", [])
     single = {n: probed([n]) for n in names}
-    strongest = sorted(names, key=lambda n: (-single[n], n))[:3]
+    ranked = sorted(names, key=lambda n: (-single[n], n))
+    strongest = [n for n in ranked[:3] if single[n] > PROBE_AUC] or ranked[:1]
     shown = "; ".join(
         f"{n.replace('_', ' ')} alone {single[n]:.2f} ({_by_label(n, numbers, categories, labels)})"
         for n in strongest
@@ -653,7 +655,7 @@ def _by_label(
     share = {y: {x: n / len(of_class[y]) for x, n in c.items()} for y, c in count.items()}
     telling = max(
         count[0].keys() | count[1].keys(),
-        key=lambda x: (abs(share[1].get(x, 0) - share[0].get(x, 0)), x),
+        key=lambda x: (round(abs(share[1].get(x, 0) - share[0].get(x, 0)), 6), share[1].get(x, 0)),
     )
     return ", ".join(f"{sides[y]} {telling} {share[y].get(telling, 0):.0%}" for y in sides)
 
