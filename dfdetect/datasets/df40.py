@@ -46,15 +46,16 @@ def list_videos(source: Path, options: DatasetOptions) -> Listing:
     found = {}
     for method in _methods(source):
         for domain, label in DOMAINS.items():
-            ours = _videos(source, method / domain, method.name, domain, label)
-            if ours:
-                found[f"{method.name}/{domain}"] = len(ours)
+            name = text_of(Path(method.name))
+            if ours := _videos(source, method / domain, name, domain, label):
+                found[f"{name}/{domain}"] = len(ours)
             videos += ours
     if not videos:
         raise DfdetectError(f"{source}: not a DF40 tree", f"{EXPECTED}; get it from {HOME}")
     notes = ["crops of 256 px as shipped: found, cut and encoded by others than in other datasets"]
     notes.append("all of it is test")
-    if (source / "train").is_dir() and _root(source) != source:
+    root = _root(source)
+    if root.name == "test" and (root.parent / "train").is_dir():
         notes.append("train/ is left out")
     lone = sorted({v.manipulation for v in videos if v.label and "/fake/" not in v.video_id})
     if lone:
@@ -96,10 +97,10 @@ def _videos(source: Path, folder: Path, method: str, domain: str, label: int) ->
             videos.append(
                 SourceVideo(
                     path=place,
-                    video_id=f"{NAME}/{text_of(Path(method))}/{domain}/{inner}",
+                    video_id=f"{NAME}/{method}/{domain}/{inner}",
                     label=label,
                     dataset=NAME,
-                    manipulation=text_of(Path(method)) if label else "real",
+                    manipulation=method if label else "real",
                     identities=_people(domain, path.name) or (f"{NAME}/{method}/{domain}/{inner}",),
                     split="test",
                     source=text_of(path.relative_to(source)),
