@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -11,15 +12,17 @@ from conftest import PORTRAIT_LANDMARKS, clip
 
 from dfdetect import audit as auditing
 from dfdetect.audit import NEAR_BITS, Finding, audit, near_pairs, picture_hash
+from dfdetect.checkpoint import read_info
 from dfdetect.datasets.ffpp import CROSSINGS
 from dfdetect.demo import read_portrait
 from dfdetect.errors import DfdetectError
 from dfdetect.faces import CropRecipe, align
 from dfdetect.files import write_json
-from dfdetect.manifest import SCHEMA, write_part
+from dfdetect.manifest import SCHEMA, read_table, write_part
 from dfdetect.presets import load_preset
 from dfdetect.reports.table import audit_line, audit_note, audit_table
 from dfdetect.train import load_training_data, stored_run, train
+from dfdetect.video import sample_indices
 
 VERSIONS = {"av": "18.1", "opencv": "4.10"}
 
@@ -73,6 +76,11 @@ def both_classes(*splits):
     return [rows_of(f"{split}{label}", label, split) for split in splits for label in (0, 1)]
 
 
+def test_the_audit_reads_columns_that_the_manifest_has():
+    read = {*auditing.MANIFEST_COLUMNS, *auditing.CROP_COLUMNS}
+    assert read <= set(SCHEMA.names)
+
+
 def said(folders, name, **options) -> Finding:
     folders = folders if isinstance(folders, list) else [folders]
     (found,) = [f for f in audit(folders, look_at_crops=False, **options) if f.name == name]
@@ -86,24 +94,19 @@ def test_a_clean_folder_gets_no_warning(tmp_path):
     assert all(f.message.endswith(".") and f.traps == tuple(sorted(f.traps)) for f in findings)
 
 
-def test_a_folder_of_an_older_version_is_unchecked_where_it_lacks_columns(tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    old = [
-        "path", "sample_id", "video_id", "label", "dataset", "manipulation", "identities", "split",
-        "quality", "frame_index", "face_px",
-    ]  # fmt: skip
-    rows = [row for video in both_classes("train", "val") for row in video]
-    (tmp_path / "manifest").mkdir()
-    table = pa.Table.from_pylist(rows, schema=SCHEMA).select(old)
-    pq.write_table(table, tmp_path / "manifest/a.parquet")
-    status = {f.name: f.status for f in audit([tmp_path], look_at_crops=False)}
-    assert status["people"] == status["one split"] == status["labels"] == "OK"
-    assert all(
-        status[name] == "unchecked"
-        for name in ("same file", "same crop", "boxes", "several faces", "frame spread", "footage")
+def test_where_the_manifest_does_not_say_it_is_unchecked(tmp_path):
+    unknown = dict.fromkeys(
+        ("crop_sha256", "psnr_db", "face_choice", "n_faces", "n_frames", "source_sha256")
     )
+    videos = [
+        rows_of(f"{split}{label}", label, split, qualities=("raw", "c23"), **unknown)
+        for split in ("train", "val")
+        for label in (0, 1)
+    ]
+    status = {f.name: f.status for f in audit([folder_of(tmp_path, *videos)], look_at_crops=False)}
+    assert status["people"] == status["one split"] == status["labels"] == "OK"
+    silent = ("same file", "same crop", "boxes", "several faces", "frame spread", "alignment")
+    assert {status[name] for name in (*silent, "footage")} == {"unchecked"}
 
 
 def test_no_manifest_and_a_damaged_part_are_errors_with_a_remedy(tmp_path):
@@ -211,12 +214,6 @@ def test_a_file_under_two_ids_fails_across_splits_and_labels(tmp_path, split, la
     data = folder_of(tmp_path, rows_of("a", **same), rows_of("b", label, split, **same))
     found = said(data, "same file")
     assert found.status == status and found.ids == ["a", "b"]
-
-
-def test_shipped_crops_of_one_archive_are_not_the_same_file(tmp_path):
-    same = {"source_sha256": "a" * 64, "face_choice": "shipped"}
-    data = folder_of(tmp_path, rows_of("a", **same), rows_of("b", 1, "test", **same), rows_of("c"))
-    assert said(data, "same file").status == "OK"
 
 
 def test_a_crop_that_is_byte_for_byte_in_two_splits_fails(tmp_path):
@@ -446,8 +443,6 @@ def test_the_first_frames_of_videos_are_no_sample(tmp_path):
 @pytest.mark.parametrize("n_wanted", [4, 5, 32])
 @pytest.mark.parametrize("n_frames", [4, 33, 1000])
 def test_frames_as_prepare_samples_them_are_spread(tmp_path, n_wanted, n_frames):
-    from dfdetect.video import sample_indices
-
     rows = rows_of("a", frames=sample_indices(n_frames, n_wanted), n_frames=n_frames)
     recipe = {"qualities": ["raw"], "frames": n_wanted}
     found = said(folder_of(tmp_path, rows, recipe=recipe), "frame spread")
@@ -462,6 +457,8 @@ def test_folders_of_different_recipes_or_libraries_are_a_warning(tmp_path):
     )
     assert said([one, two], "crop recipe").status == "OK"
     assert said([one, two], "library versions").status == "OK"
+    later = folder_of(tmp_path / "later", rows_of("d"), other_versions=[VERSIONS | {"av": "18.2"}])
+    assert "av 18.1 and 18.2" in said(later, "library versions").message
     assert said([one, other], "crop recipe").status == "WARN"
     found = said([one, other], "library versions")
     assert found.status == "WARN" and "av 18.1 and 19.0" in found.message
@@ -597,6 +594,17 @@ def test_missing_cut_and_changed_crops_fail(tmp_path):
     assert found.ids == [str(f.relative_to(data)) for f in files[:4]]
 
 
+def test_a_lossless_webp_crop_is_as_whole_as_a_png(tmp_path):
+    row = rows_of("a", frames=(50,), path="faces/raw/a/000050_0.webp", crop_sha256=None)
+    file = tmp_path / row[0]["path"]
+    file.parent.mkdir(parents=True)
+    cv2.imwrite(str(file), face(0), [cv2.IMWRITE_WEBP_QUALITY, 101])
+    data = folder_of(tmp_path, row)
+    assert looked(data, "crop files").status == "OK"
+    file.write_bytes(file.read_bytes()[:-5])
+    assert looked(data, "crop files").status == "FAIL"
+
+
 def test_a_manifest_that_names_files_outside_its_folder_is_not_followed(tmp_path):
     data = folder_of(tmp_path / "d", rows_of("a", path="../secret.png"))
     (tmp_path / "secret.png").write_bytes(b"something")
@@ -666,10 +674,6 @@ def test_the_note_shows_only_what_is_wrong(leaking):
 
 def edited(data, out, change):
     """A copy of prepared data with `change(row)` applied to every manifest row."""
-    import shutil
-
-    from dfdetect.manifest import read_table
-
     shutil.copytree(data, out)
     rows = read_table(out).to_pylist()
     for part in (out / "manifest").glob("*"):
@@ -690,8 +694,6 @@ def test_train_refuses_a_fail_and_records_what_was_accepted(data, tmp_path):
     assert "--allow-audit-fail" in error.value.hint
     run = tmp_path / "run"
     train(preset, [leak], run, device="cpu", allow_audit_fail=True)
-    from dfdetect.checkpoint import read_info
-
     info = read_info(run)
     assert info.band is None and "although the audit found leaks (same crop)" in info.band_basis
     assert any("same crop" in note for note in info.data["notes"])
