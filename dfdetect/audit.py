@@ -14,6 +14,7 @@ linear in the number of crops and memory in the number of videos.
 
 import csv
 import json
+import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -42,8 +43,8 @@ PROBE_SIGMA = 2.5
 """By how many standard errors of a worthless probe its AUC must exceed 0.5."""
 MIN_PER_CLASS, MIN_GROUPS = 20, 5
 """Videos and people of each class below which a probe says nothing."""
-MAX_PROBED = 20_000
-"""Videos that a probe looks at, evenly taken where there are more."""
+MAX_PROBED = 10_000
+"""Videos that a probe looks at, drawn at random where there are more."""
 FACE_SIZE_AUC = 0.65
 """P(a fake's face is larger than a real's), or smaller, that is called a shortcut."""
 MAX_LOST, MAX_LOST_RATIO, MIN_LOST = 0.1, 3.0, 5
@@ -77,6 +78,9 @@ FFPP_SAME_FOOTAGE = (
     ("837", "838"), ("875", "876"), ("982", "983"),
 )  # fmt: skip
 """Videos cut from one YouTube video that the official split puts into two splits."""
+OF_FFPP = frozenset({FFPP, "DeeperForensics-1.0", "DF40", "DFFD"})
+OF_CELEB_DF = frozenset({"Celeb-DF-v2", "DF40"})
+"""Sets made from the videos of FaceForensics++ and Celeb-DF, under whose ids they name people."""
 LEAKS = frozenset(
     {"people", "other parent", "footage", "one split", "same file", "same crop", "labels"}
 )
@@ -168,7 +172,8 @@ class Video:
 
     @property
     def people(self) -> list[str]:
-        return [f"{self['dataset']}/{identity}" for identity in self.identities]
+        """Identities with the set that they belong to, the same for sets that share people."""
+        return [f"{_home(self['dataset'], identity)}/{identity}" for identity in self.identities]
 
     @property
     def is_picture(self) -> bool:
@@ -338,12 +343,11 @@ def both_parents_in_one_split(data: Prepared) -> Finding:
 def footage_keeps_to_one_split(data: Prepared) -> Finding:
     finding = partial(Finding, (2,), "footage")
     groups: dict[str, list[Video]] = defaultdict(list)
-    known = {i: f"{FFPP} {'+'.join(pair)}" for pair in FFPP_SAME_FOOTAGE for i in pair}
+    known = {f"{FFPP}/{i}": f"{FFPP} {'+'.join(pair)}" for pair in FFPP_SAME_FOOTAGE for i in pair}
     for video in data.videos:
-        name = video["footage"]
-        if not name and video["dataset"] == FFPP and video.identities:
-            name = known.get(video.identities[0], f"{FFPP} {video.identities[0]}")
-        if name:
+        target = video.people[0] if video.identities else ""
+        of_ffpp = re.fullmatch(rf"{re.escape(FFPP)}/\d{{3}}", target)
+        if name := video["footage"] or known.get(target) or (target if of_ffpp else ""):
             groups[name].append(video)
     if not groups:
         return finding("unchecked", "the manifest names no footage that videos were cut from.", [])
@@ -351,7 +355,9 @@ def footage_keeps_to_one_split(data: Prepared) -> Finding:
     if not crossing:
         return finding("OK", f"none of {len(groups)} pieces of footage is in two splits.", [])
     torn = [v for videos in crossing.values() for v in videos]
-    official = all(v["dataset"] == FFPP for v in torn)
+    official = all(v["dataset"] == FFPP for v in torn) and not identity_leaks(
+        (v.people[:1], split) for v in torn for split in v.splits
+    )
     named = ", ".join(
         f"{'+'.join(sorted({v.identities[0] for v in videos if v.identities})) or name} "
         f"in {'+'.join(_in_order(_splits(videos)))}"
@@ -535,7 +541,9 @@ def metadata_tells_no_label(data: Prepared, kind: str) -> Finding | None:
     videos = [v for v in data.videos if kind == "all" or v.is_picture == (kind == "pictures")]
     if reason := _too_few(videos):
         return finding("unchecked", reason, [])
-    videos = [videos[i] for i in _evenly(len(videos), MAX_PROBED)]
+    if len(videos) > MAX_PROBED:
+        drawn = np.random.default_rng(0).choice(len(videos), MAX_PROBED, replace=False)
+        videos = [videos[i] for i in np.sort(drawn)]
     numbers, categories = _metadata(videos, with_kind=kind == "all")
     if not numbers and not categories:
         return finding("unchecked", "the manifest holds no metadata that differs.", [])
@@ -1017,6 +1025,17 @@ def _in_order(splits: Collection[str]) -> list[str]:
 def _code(splits: set[str]) -> int:
     """A number per split; one more for a video that is in several, and found elsewhere."""
     return SPLITS.index(next(iter(splits))) if len(splits) == 1 and splits <= set(SPLITS) else 9
+
+
+def _home(dataset: str | None, identity: str) -> str:
+    """The set under whose names `dataset` knows a person."""
+    if re.fullmatch(r"\d{3}", identity) and (
+        dataset in OF_FFPP or (dataset or "").startswith("FF-")  # as DeepfakeBench calls its parts
+    ):
+        return FFPP
+    if re.fullmatch(r"id\d+", identity) and dataset in OF_CELEB_DF:
+        return "Celeb-DF-v2"
+    return str(dataset)
 
 
 def _group(video: Video) -> str:

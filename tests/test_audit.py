@@ -151,6 +151,21 @@ def test_people_of_several_folders_are_looked_at_together(tmp_path):
     assert said([one, folder_of(tmp_path / "three", other)], "people").status == "OK"
 
 
+@pytest.mark.parametrize(
+    ("dataset", "identity", "home"),
+    [
+        ("DeeperForensics-1.0", "123", "FaceForensics++"), ("DF40", "123", "FaceForensics++"),
+        ("DFFD", "123", "FaceForensics++"), ("FF-DF", "123", "FaceForensics++"),
+        ("DF40", "id7", "Celeb-DF-v2"),
+    ],
+)  # fmt: skip
+def test_sets_made_from_others_share_their_people(tmp_path, dataset, identity, home):
+    one = rows_of("a", dataset=home, identities=[identity])
+    two = rows_of("b", split="test", dataset=dataset, identities=[identity])
+    found = said(folder_of(tmp_path, one, two), "people")
+    assert found.status == "FAIL" and found.ids == [f"{home}/{identity}"]
+
+
 def test_a_fake_whose_other_parent_is_in_another_split_fails(tmp_path):
     reals = [rows_of("1", identities=["1"]), rows_of("2", split="test", identities=["2"])]
     torn = folder_of(tmp_path / "d", *reals, rows_of("1_2", 1, identities=["1", "2"]))
@@ -185,6 +200,11 @@ def test_the_known_crossings_of_faceforensics_are_found_without_its_footage(tmp_
     assert "605" not in found.message
     assert found.ids == [f"FaceForensics++/{n}" for n in ("755", "755_001", "756")]
     assert said(folder_of(tmp_path / "e", *kept), "footage").status == "OK"
+
+
+def test_faceforensics_dealt_video_by_video_is_no_official_crossing(tmp_path):
+    found = said(folder_of(tmp_path, ffpp("001", "train"), ffpp("001_002", "val", 1)), "footage")
+    assert found.status == "FAIL" and "--drop-cross-source" not in found.message
 
 
 def test_a_known_crossing_is_a_warning_with_recorded_footage_too(tmp_path):
