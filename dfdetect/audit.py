@@ -308,11 +308,11 @@ def people_keep_to_one_split(data: Prepared) -> Finding:
             holders[person].append(video)
     leaks = identity_leaks((v.people, split) for v in data.videos for split in v.splits)
     if not leaks:
-        return finding("OK", f"none of {len(holders)} people is in two splits.", [])
+        return finding("OK", f"none of {len(holders)} people is in more than one split.", [])
     refused = [person for person in leaks if not data.accepted(holders[person])]
     where = Counter("+".join(_in_order(splits)) for splits in leaks.values())
     shown = ", ".join(f"{n} in {splits}" for splits, n in where.most_common())
-    text = f"{len(leaks)} of {len(holders)} people are in two splits ({shown}): "
+    text = f"{len(leaks)} of {len(holders)} people are in more than one split ({shown}): "
     return (
         finding("FAIL", text + "give every person one split.", list(leaks))
         if refused
@@ -942,17 +942,17 @@ def picture_hash(crop: np.ndarray) -> np.ndarray | None:
 
 
 def near_pairs(hashes: np.ndarray, splits: np.ndarray) -> list[tuple[int, int, int]]:
-    """Pairs of hashes uint8 [n,32] from different splits [n] that differ in at most NEAR_BITS:
-    (first, second, bits), nearest first.
+    """Of every hash uint8 [n,32] the nearest found in another of the splits [n], if at most
+    NEAR_BITS differ: (first, second, bits), nearest pair first.
 
     The hashes are sorted BANDS times, each time by another 16 of their bits first, and compared
     with the next NEIGHBOURS of another split: near ones share the leading bits in some order.
     n log n, where all pairs would be n².
     """
     n = len(hashes)
-    nearest: dict[tuple[int, int], int] = {}
+    least, partner = np.full(n, NEAR_BITS + 1), np.full(n, -1)
     for band in range(BANDS if n else 0):
-        turned = np.roll(hashes, -band * 256 // BANDS // 8, axis=1)
+        turned = np.roll(hashes, -2 * band, axis=1)
         order = np.argsort(np.ascontiguousarray(turned).view("S32")[:, 0], kind="stable")
         in_order = splits[order]
         ends = np.flatnonzero(np.r_[in_order[1:] != in_order[:-1], True])
@@ -960,11 +960,17 @@ def near_pairs(hashes: np.ndarray, splits: np.ndarray) -> list[tuple[int, int, i
         for step in range(NEIGHBOURS):
             here = np.flatnonzero(other + step < n)
             a, b = order[here], order[other[here] + step]
-            differing = np.bitwise_count(hashes[a] ^ hashes[b]).sum(1)
-            for k in np.flatnonzero((differing <= NEAR_BITS) & (splits[a] != splits[b])):
-                pair = (int(min(a[k], b[k])), int(max(a[k], b[k])))
-                nearest[pair] = int(differing[k])
-    return sorted(((a, b, bits) for (a, b), bits in nearest.items()), key=lambda p: (p[2], p))
+            bits = np.bitwise_count(hashes[a] ^ hashes[b]).sum(1, dtype=np.int64)
+            near = np.flatnonzero((bits <= NEAR_BITS) & (splits[a] != splits[b]))
+            near = near[np.argsort(-bits[near], kind="stable")]  # the last one written is nearest
+            for one, two in ((a, b), (b, a)):
+                nearer = near[bits[near] < least[one[near]]]
+                least[one[nearer]], partner[one[nearer]] = bits[nearer], two[nearer]
+    found = {
+        (int(min(i, partner[i])), int(max(i, partner[i])), int(least[i]))
+        for i in np.flatnonzero(partner >= 0)
+    }
+    return sorted(found, key=lambda pair: (pair[2], pair))
 
 
 def near_duplicates(data: Prepared, looked: Looked) -> Finding:

@@ -49,6 +49,7 @@ SCHEMA = pa.schema(
         ("n_faces", pa.int32()),  # tracks followed in the video
         ("source", pa.string()),  # the media file, relative to the source folder
         ("source_sha256", pa.string()),
+        ("source_bytes", pa.int64()),
         (
             "source_quality",
             pa.string(),
@@ -137,8 +138,8 @@ def write_part(data: Path, video_id: str, rows: Sequence[Mapping]) -> None:
     write_whole(part_path(data, video_id), buffer.getvalue())
 
 
-def read_table(data: Path) -> pa.Table:
-    """All parts of a prepared folder as one table.
+def read_table(data: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """All parts of a prepared folder as one table, with all columns or those named.
 
     Errors: DfdetectError if the folder holds no manifest, or a part is damaged.
     """
@@ -146,15 +147,24 @@ def read_table(data: Path) -> pa.Table:
     if not parts:
         hint = "make it with `dfdetect prepare SOURCE --out DATA`"
         raise DfdetectError(f"{data}: not a prepared data folder (no manifest in it)", hint)
-    tables = []
-    for part in parts:
-        try:
-            tables.append(pq.read_table(part, schema=SCHEMA, partitioning=None))
-        except (pa.ArrowException, OSError) as error:
-            raise DfdetectError(
-                f"{part}: damaged manifest part ({error})", "delete it and run prepare again"
-            ) from error
+    tables = [read_part(part, columns) for part in parts]
     return pa.concat_tables(tables)
+
+
+def read_part(part: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Errors: DfdetectError naming a part that is damaged, or of another version's columns."""
+    try:
+        with pq.ParquetFile(part) as file:
+            if missing := [n for n in columns or SCHEMA.names if n not in file.schema_arrow.names]:
+                raise DfdetectError(
+                    f"{part}: written by an older dfdetect, it has no column {missing[0]}",
+                    "prepare into a new --out",
+                )
+            return file.read(columns=columns or SCHEMA.names)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DfdetectError(
+            f"{part}: damaged manifest part ({error})", "run prepare with --repair"
+        ) from error
 
 
 def read_samples(data: Path, split: str | None = None, prefix: str = "") -> list[Sample]:

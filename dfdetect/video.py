@@ -7,10 +7,12 @@ A still picture is a video of one frame, so everything downstream knows only fra
 """
 
 import contextlib
+import hashlib
 import io
 import logging
 import os
 import stat
+import tempfile
 import warnings as python_warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -49,14 +51,19 @@ VIDEO_SUFFIXES = frozenset(
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif"])
 MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 
-MAX_PIXELS = 40_000_000
-"""Largest picture that is decoded, in pixels of one frame."""
-MAX_BYTES = 4 << 30
-"""Largest file that is opened."""
-
 _CONTAINERS = "mov,matroska,webm,avi,mpegts,mpeg,flv,asf,gif"
 _PICTURES = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "AVIF")
 _FFMPEG_ERRORS = (av.error.FFmpegError, ValueError, IndexError, UnicodeDecodeError)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much of a stranger's file is opened. A file that is larger, or has a larger picture, is
+    refused; of a longer one, the first `max_frames` frames are decoded and a warning says so."""
+
+    max_bytes: int = 4 << 30
+    max_pixels: int = 40_000_000  # of one frame
+    max_frames: int = 3000
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,8 @@ class VideoInfo:
     """What the container says of itself. `n_frames` and `duration_s` are claims, None if absent."""
 
     path: Path
+    n_bytes: int
+    container: str
     width: int
     height: int
     frame_rate: Fraction
@@ -103,23 +112,43 @@ class Picture:
 class Media:
     """An open video or picture: `info`, `count_frames()`, `pictures()`, collected `warnings`."""
 
-    def __init__(self, path: Path, descriptor: int) -> None:
+    def __init__(self, path: Path, descriptor: int, limits: Limits) -> None:
         self.path = path
+        self.limits = limits
         self.warnings: list[str] = []
         self._descriptor = descriptor
-        self._still = _read_still(path, descriptor)
+        self._n_bytes = os.fstat(descriptor).st_size
+        self._still = _read_still(path, descriptor, limits)
         if self._still is not None:
             image, note, codec = self._still
             if note:
                 self.warnings.append(note)
             height, width = image.shape[:2]
-            self.info = VideoInfo(path, width, height, Fraction(25), None, 1, codec, "rgb24", True)
+            self.info = VideoInfo(
+                path,
+                self._n_bytes,
+                codec,
+                width,
+                height,
+                Fraction(25),
+                None,
+                1,
+                codec,
+                "rgb24",
+                True,
+            )
         else:
             with self._container() as (container, stream):
-                self.info = _info(path, container, stream)
+                self.info = _info(path, self._n_bytes, container, stream)
+
+    def sha256(self) -> str:
+        """Of the very bytes that are decoded."""
+        with os.fdopen(os.dup(self._descriptor), "rb") as file:
+            file.seek(0)
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def count_frames(self) -> int:
-        """Frames the container holds, by walking its packets without decoding them.
+        """Frames the container holds, up to the limit, by walking its packets undecoded.
 
         Usually what will decode; an edit list, damage or a cut make it an estimate.
         """
@@ -129,21 +158,24 @@ class Media:
         with self._container() as (container, stream), contextlib.suppress(*_FFMPEG_ERRORS):
             for packet in container.demux(stream):
                 count += bool(packet.size) and not packet.is_discard
+                if count == self.limits.max_frames:
+                    break
         return count
 
     def pictures(self) -> Iterator[Picture]:
-        """Every frame that decodes, in order. Damage is skipped and noted in `warnings`.
+        """Every frame that decodes, in order, up to the limit. Damage is skipped and noted in
+        `warnings`.
 
-        Errors: DfdetectError when nothing decodes, or a frame is larger than MAX_PIXELS.
+        Errors: DfdetectError when nothing decodes, or a frame is larger than the limit.
         """
         if self._still is not None:
             image = np.ascontiguousarray(self._still[0])
             yield Picture(0, 0.0, av.VideoFrame.from_ndarray(image, format="rgb24"))
             return
-        index, damaged, cut = 0, 0, ""
+        index, damaged, cut, full = 0, 0, "", False
         with self._container() as (container, stream):
             packets = container.demux(stream)  # ends with an empty packet that drains the decoder
-            while not cut:
+            while not cut and not full:
                 try:
                     packet = next(packets, None)
                 except _FFMPEG_ERRORS as error:
@@ -157,7 +189,9 @@ class Media:
                     log.debug("%s: packet skipped: %s", self.path, error)
                     continue
                 for yuv in frames:
-                    _check_pixels(self.path, yuv.width, yuv.height)
+                    if full := index == self.limits.max_frames:
+                        break
+                    _check_pixels(self.path, yuv.width, yuv.height, self.limits)
                     damaged += bool(yuv.is_corrupt)
                     time_s = yuv.time
                     if time_s is None or not np.isfinite(time_s):
@@ -171,7 +205,9 @@ class Media:
             )
         if damaged:
             self._warn(f"{damaged} damaged packets or frames; the rest was used")
-        if cut:
+        if full:
+            self._warn(f"only the first {index} frames were decoded, the limit")
+        elif cut:
             self._warn(f"the file is cut after frame {index} ({cut})")
         elif self.info.n_frames and index < self.info.n_frames:
             self._warn(f"{index} of {self.info.n_frames} announced frames decode")
@@ -210,23 +246,33 @@ class Media:
                 )
             stream = moving[0]
             if stream.codec_context.width and stream.codec_context.height:
-                _check_pixels(self.path, stream.codec_context.width, stream.codec_context.height)
+                size = (stream.codec_context.width, stream.codec_context.height)
+                _check_pixels(self.path, *size, self.limits)
             stream.thread_type = "NONE"
             stream.codec_context.thread_count = 1
-            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+            stream.codec_context.options = {"max_pixels": str(self.limits.max_pixels)}
             yield container, stream
 
 
 @contextlib.contextmanager
-def open_media(path: str | Path) -> Iterator[Media]:
-    """Open a video or picture by the safe recipe of the module's head.
+def open_media(
+    path: str | Path, limits: Limits = Limits(), content: bytes | None = None
+) -> Iterator[Media]:
+    """Open a video or picture by the safe recipe of the module's head; `content` are its bytes
+    where they do not lie in a file of their own (an archive's member).
 
     Errors: DfdetectError naming the file and the cause (missing, a device, empty, not media).
     """
     path = Path(path)
-    descriptor = _open_regular(path)
+    if content is None:
+        descriptor = _open_regular(path, limits)
+    else:
+        with tempfile.TemporaryFile() as file:
+            file.write(content)
+            file.flush()
+            descriptor = os.dup(file.fileno())
     try:
-        yield Media(path, descriptor)
+        yield Media(path, descriptor, limits)
     finally:
         os.close(descriptor)
 
@@ -374,7 +420,7 @@ def _deny(url: str, flags: object, options: object) -> None:
     raise PermissionError("the file asks for another file")
 
 
-def _open_regular(path: Path) -> int:
+def _open_regular(path: Path, limits: Limits) -> int:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except (OSError, ValueError) as error:
@@ -385,7 +431,7 @@ def _open_regular(path: Path) -> int:
         "a folder, not a file" if stat.S_ISDIR(status.st_mode)
         else "not a regular file" if not stat.S_ISREG(status.st_mode)
         else "an empty file" if status.st_size == 0
-        else f"larger than {MAX_BYTES >> 30} GiB" if status.st_size > MAX_BYTES
+        else f"larger than {limits.max_bytes / 2**30:g} GiB" if status.st_size > limits.max_bytes
         else ""
     )  # fmt: skip
     if problem:
@@ -402,24 +448,29 @@ def _drained(stream: av.VideoStream) -> list[av.VideoFrame]:
         return []
 
 
-def _info(path: Path, container: av.container.InputContainer, stream: av.VideoStream) -> VideoInfo:
+def _info(
+    path: Path, n_bytes: int, container: av.container.InputContainer, stream: av.VideoStream
+) -> VideoInfo:
     rate = stream.average_rate or stream.guessed_rate or Fraction(25)
     seconds = container.duration / 1e6 if container.duration else None
     codec = stream.codec_context
     return VideoInfo(
-        path, codec.width, codec.height, Fraction(rate) or Fraction(25), seconds,
-        stream.frames or None, codec.name, codec.pix_fmt or "unknown", False,
+        path, n_bytes, container.format.name.split(",")[0], codec.width, codec.height,
+        Fraction(rate) or Fraction(25), seconds, stream.frames or None, codec.name,
+        codec.pix_fmt or "unknown", False,
     )  # fmt: skip
 
 
-def _check_pixels(path: Path, width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise _too_large(path, f"a picture of {width}x{height}")
+def _check_pixels(path: Path, width: int, height: int, limits: Limits) -> None:
+    if width * height > limits.max_pixels:
+        raise _too_large(path, f"a picture of {width}x{height}", limits)
 
 
-def _too_large(path: Path, what: str) -> DfdetectError:
-    limit = MAX_PIXELS // 10**6
-    return DfdetectError(f"{path}: {what} exceeds the limit of {limit} megapixels", "scale it down")
+def _too_large(path: Path, what: str, limits: Limits) -> DfdetectError:
+    megapixels = limits.max_pixels / 1e6
+    return DfdetectError(
+        f"{path}: {what} exceeds the limit of {megapixels:g} megapixels", "scale it down"
+    )
 
 
 def _reason(error: BaseException) -> str:
@@ -438,7 +489,7 @@ def _is_picture(head: bytes) -> bool:
     )
 
 
-def _read_still(path: Path, descriptor: int) -> tuple[np.ndarray, str, str] | None:
+def _read_still(path: Path, descriptor: int, limits: Limits) -> tuple[np.ndarray, str, str] | None:
     """(RGB image upright, a note, codec), or None if the file does not start like a picture.
 
     Transparency is ignored (the colours below it are used); of an animation the first frame counts.
@@ -455,7 +506,7 @@ def _read_still(path: Path, descriptor: int) -> tuple[np.ndarray, str, str] | No
             python_warnings.simplefilter("ignore")
             file.seek(0)
             with Image.open(file, formats=_PICTURES) as picture:
-                _check_pixels(path, *picture.size)
+                _check_pixels(path, *picture.size, limits)
                 codec = (picture.format or "picture").lower()
                 animated = getattr(picture, "is_animated", False) and picture.format != "MPO"
                 picture.load()
@@ -466,7 +517,7 @@ def _read_still(path: Path, descriptor: int) -> tuple[np.ndarray, str, str] | No
             f"{path}: not a readable picture", "get it again from its source"
         ) from error
     except Image.DecompressionBombError as error:
-        raise _too_large(path, "the picture") from error
+        raise _too_large(path, "the picture", limits) from error
     except (OSError, ValueError, SyntaxError, MemoryError) as error:
         raise DfdetectError(
             f"{path}: the picture is damaged or cut ({_reason(error)})",

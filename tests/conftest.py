@@ -90,7 +90,7 @@ def clips(tmp_path_factory) -> Path:
 def data(clips, tmp_path_factory) -> Path:
     """`clips` prepared at raw, c23 and c40, four frames each."""
     out = tmp_path_factory.mktemp("data") / "prepared"
-    prepare(clips, out, PrepareRecipe(frames=4), workers=1)
+    prepare(clips, out, PrepareRecipe(frames=4))
     return out
 
 

@@ -570,7 +570,9 @@ def test_many_copies_within_a_split_do_not_hide_one_in_another():
     hashes = np.vstack([np.tile(one, (200, 1)), np.packbits(rng.random((100, 256)) < 0.5, axis=1)])
     splits = np.zeros(300, int)
     splits[117] = 1
-    assert near_pairs(hashes, splits)[0][2] == 0
+    pairs = near_pairs(hashes, splits)
+    assert {i for pair in pairs for i in pair[:2]} == set(range(200))
+    assert all(117 in pair[:2] and pair[2] == 0 for pair in pairs)
 
 
 def with_crops(path, images):

@@ -16,7 +16,7 @@ from conftest import SHARED, beside
 
 from dfdetect.errors import DfdetectError
 from dfdetect.manifest import read_table
-from dfdetect.prepare import PrepareRecipe, prepare
+from dfdetect.prepare import PrepareRecipe, Running, prepare
 from dfdetect.scanning import Scanner, scan_many
 
 GROUPS = {"control", "broken", "valid-odd", "codec", "mismatch", "image", "name", "time"}
@@ -90,9 +90,8 @@ def test_prepare_takes_what_it_can_and_lists_the_rest(sets, tmp_path):
         (tmp_path / f"in{number}").symlink_to(folder)
         table = tmp_path / f"table{number}.csv"
         table.write_text("\n".join(rows) + "\n")
-        summary = prepare(
-            table, tmp_path / str(number), PrepareRecipe(("raw", "c40"), 4), workers=2
-        )
+        recipe = PrepareRecipe(("raw", "c40"), 4)
+        summary = prepare(table, tmp_path / str(number), recipe, running=Running(workers=2))
         failures = {f.source: f for f in summary.failures}
         wrong = []
         for name, classes in expected.items():
@@ -114,7 +113,7 @@ def test_hostile_names_keep_their_rows_apart(sets, tmp_path):
         source.mkdir()
         (source / "real").symlink_to(folder / "names")
         n = sum(case["group"] == "name" for case in cases)
-        summary = prepare(source, out, PrepareRecipe(("raw",), 2), workers=1)
+        summary = prepare(source, out, PrepareRecipe(("raw",), 2))
         assert summary.n_videos == n
         rows = read_table(out).to_pylist()
         assert len({r["video_id"] for r in rows}) + len(summary.failures) == n

@@ -11,7 +11,7 @@ from conftest import write_clip
 from dfdetect.demo import read_portrait
 from dfdetect.files import write_json, write_whole
 from dfdetect.manifest import read_table
-from dfdetect.prepare import PrepareRecipe, prepare
+from dfdetect.prepare import Allowed, PrepareRecipe, prepare
 from dfdetect.video import write_video
 
 RECIPE = PrepareRecipe(qualities=("raw",), frames=2)
@@ -41,7 +41,7 @@ def prepared(tmp_path):
 
     def prepared(source, overlap=False):
         out = tmp_path / "data"
-        summary = prepare(source, out, RECIPE, workers=1, allow_identity_overlap=overlap)
+        summary = prepare(source, out, RECIPE, allowed=Allowed(identity_overlap=overlap))
         assert summary.failures == []
         rows = read_table(out).to_pylist()
         assert {row["quality"] for row in rows} == {"raw"}

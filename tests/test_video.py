@@ -1,5 +1,6 @@
 """Decoding and re-encoding on real codecs."""
 
+import hashlib
 from fractions import Fraction
 
 import av
@@ -12,6 +13,7 @@ from PIL import Image
 from dfdetect.errors import DfdetectError
 from dfdetect.video import (
     H264Loop,
+    Limits,
     Picture,
     open_media,
     probe,
@@ -114,13 +116,41 @@ def test_folders_devices_and_absent_files_are_refused(tmp_path):
             probe(path)
 
 
-def test_a_picture_beyond_the_pixel_limit_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr("dfdetect.video.MAX_PIXELS", 256 * 256 - 1)
+def test_a_picture_beyond_the_pixel_limit_is_refused_before_it_is_decoded(tmp_path):
+    limits = Limits(max_pixels=256 * 256 - 1)
     write_clip(tmp_path / "big.mp4", n_frames=2)
     Image.new("RGB", (256, 256)).save(tmp_path / "big.png")
     for name in ("big.mp4", "big.png"):
-        with pytest.raises(DfdetectError, match="megapixels"):
-            probe(tmp_path / name)
+        with (
+            pytest.raises(DfdetectError, match="megapixels"),
+            open_media(tmp_path / name, limits),
+        ):
+            pass
+
+
+def test_a_longer_video_is_decoded_up_to_the_frame_limit_and_says_so(tmp_path):
+    write_clip(tmp_path / "long.mp4", n_frames=9)
+    with open_media(tmp_path / "long.mp4", Limits(max_frames=5)) as media:
+        assert media.count_frames() == len(list(media.pictures())) == 5
+        assert media.warnings == ["only the first 5 frames were decoded, the limit"]
+    with open_media(tmp_path / "long.mp4", Limits(max_frames=9)) as media:
+        assert media.count_frames() == len(list(media.pictures())) == 9
+        assert media.warnings == []
+
+
+def test_a_file_beyond_the_size_limit_is_refused(tmp_path):
+    write_clip(tmp_path / "big.mp4", n_frames=2)
+    larger = pytest.raises(DfdetectError, match=r"big\.mp4: larger than")
+    with larger, open_media(tmp_path / "big.mp4", Limits(max_bytes=1000)):
+        pass
+
+
+def test_bytes_of_an_archive_s_member_open_like_a_file(tmp_path):
+    write_clip(tmp_path / "a.mp4", n_frames=3)
+    content = (tmp_path / "a.mp4").read_bytes()
+    with open_media("shelf.tar/a.mp4", content=content) as media:
+        assert len(list(media.pictures())) == 3
+        assert media.sha256() == hashlib.sha256(content).hexdigest()
 
 
 @pytest.mark.parametrize("crf", [10, 23, 40])

@@ -1,15 +1,14 @@
-"""Degradations: pictures in, the same pictures at a lower quality out.
+"""Degradations of a video stream: pictures in, the same pictures at a lower quality out.
 
 A degradation sees every frame (`push`) because video compression works between frames; it returns
 the pictures that are ready, and the rest on `flush`. Add one: a file here, and a line in SHELF.
+raw needs none, and JPEG works on a crop alone (quality.py).
 """
 
 from collections.abc import Callable
 from typing import Protocol
 
 from dfdetect.degradations.h264 import H264
-from dfdetect.degradations.jpeg import Jpeg
-from dfdetect.degradations.raw import Raw
 from dfdetect.quality import Quality
 from dfdetect.video import Picture, VideoInfo
 
@@ -20,7 +19,7 @@ class Degradation(Protocol):
     def flush(self) -> list[Picture]: ...
 
 
-SHELF: dict[str, Callable[[int, VideoInfo], Degradation]] = {"raw": Raw, "h264": H264, "jpeg": Jpeg}
+SHELF: dict[str, Callable[[int, VideoInfo], Degradation]] = {"h264": H264}
 
 
 def make_degradation(quality: Quality, info: VideoInfo) -> Degradation:

@@ -38,10 +38,30 @@ def prepare_table(summary) -> RenderableType:
     n_prepared = sum(summary.videos.values())
     line = Text(
         f"{n_prepared} prepared, {summary.n_skipped} finished before, "
-        f"{len(summary.failures)} failed, {summary.n_tracks} faces followed, "
+        + (
+            f"{summary.n_changed} of them anew as their source changed, "
+            if summary.n_changed
+            else ""
+        )
+        + (f"{summary.n_elsewhere} from other sources, " if summary.n_elsewhere else "")
+        + f"{len(summary.failures)} failed, {summary.n_tracks} faces followed, "
         f"{summary.elapsed_s:.0f} s"
     )
     return Group(videos, crops, line) if n_prepared else line
+
+
+def listing_lines(listing) -> list[str]:
+    """What a dataset found and misses, line by line."""
+    lines = []
+    if listing.found:
+        parts = ", ".join(f"{printable(part)} {n}" for part, n in listing.found.items())
+        lines.append(f"found: {parts}")
+    for part, names in listing.missing.items():
+        if names:
+            lines.append(f"missing: {len(names)} of {printable(part)}, first {printable(names[0])}")
+    if any(listing.missing.values()):
+        lines.append(f"{listing.expected}; get it from {listing.home}")
+    return lines + [f"note: {printable(note)}" for note in listing.notes]
 
 
 def plan_table(plan) -> RenderableType:

@@ -1,0 +1,89 @@
+"""What is wrong with a prepared folder: damaged parts, missing or altered crops, leftovers.
+
+A part is the word of a finished video; whatever contradicts it is removed together with it, and
+preparing again makes it whole.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from dfdetect.errors import DfdetectError
+from dfdetect.files import sha256_of
+from dfdetect.manifest import folder_key, read_part
+
+COLUMNS = ("video_id", "sample_id", "quality", "path", "crop_sha256")
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong: with which file, and what; `part` is the one to make again."""
+
+    path: Path
+    what: str
+    part: Path | None
+
+
+def find_damage(
+    data: Path, on_done: Callable[[int, int, str], None] | None = None
+) -> list[Problem]:
+    """Every part read, every crop's hash compared; `on_done(n, n_total, name)` after each part.
+
+    Errors: DfdetectError if there is no manifest.
+    """
+    parts = sorted((data / "manifest").glob("*.parquet"))
+    if not parts:
+        raise DfdetectError(f"{data}: not a prepared data folder (no manifest in it)")
+    problems: list[Problem] = []
+    claimed: set[Path] = set()
+    for number, part in enumerate(parts, start=1):
+        problems += _damage_of(data, part, claimed)
+        if on_done:
+            on_done(number, len(parts), part.stem)
+    for crop in sorted((data / "faces").glob("*/*/*")):
+        if crop not in claimed:
+            problems.append(Problem(crop, "belongs to no finished video", None))
+    return problems
+
+
+def remove_damage(data: Path, problems: list[Problem]) -> int:
+    """Remove leftovers, and parts that are contradicted, with their crops; how many parts."""
+    parts = {problem.part for problem in problems if problem.part}
+    for part in parts:
+        for crop in (data / "faces").glob(f"*/{part.stem}/*"):
+            crop.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
+    for problem in problems:
+        if problem.part is None:
+            problem.path.unlink(missing_ok=True)
+    for folder in (data / "faces").glob("*/*"):
+        with suppress(OSError):  # not empty
+            folder.rmdir()
+    return len(parts)
+
+
+def _damage_of(data: Path, part: Path, claimed: set[Path]) -> list[Problem]:
+    try:
+        rows = read_part(part, COLUMNS).to_pylist()
+    except DfdetectError as error:
+        return [Problem(part, error.message.removeprefix(f"{part}: "), part)]
+    if not rows:
+        return [Problem(part, "has no rows", part)]
+    if any(folder_key(row["video_id"]) != part.stem for row in rows):
+        return [Problem(part, "holds rows of another video", part)]
+    problems = []
+    counts = Counter((row["sample_id"], row["quality"]) for row in rows)
+    if twice := [key for key, n in counts.items() if n > 1]:
+        problems.append(Problem(part, f"lists {twice[0][0]} at {twice[0][1]} twice", part))
+    for row in rows:
+        relative = PurePosixPath(row["path"])
+        crop = data / relative
+        claimed.add(crop)
+        if relative.is_absolute() or ".." in relative.parts:
+            problems.append(Problem(part, f"names a file outside the folder: {relative}", part))
+        elif not crop.is_file():
+            problems.append(Problem(crop, "is missing", part))
+        elif sha256_of(crop) != row["crop_sha256"]:
+            problems.append(Problem(crop, "is not what was written", part))
+    return problems

@@ -1,0 +1,221 @@
+"""One function over many inputs in child processes, where a crash, a hang or hunger for memory
+costs that one input: on this machine by Pebble's pool, on a cluster by Dask's scheduler.
+
+Decoders of strangers' files are native code; no `try` helps when they crash. The function and its
+inputs travel by pickle, so it must be a module's own. Children are forked from a server process
+that has imported `PRELOAD` once, so that starting one again costs milliseconds.
+"""
+
+import ctypes
+import gc
+import multiprocessing
+import resource
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
+
+from dfdetect.errors import DfdetectError, ExitCode
+
+PRELOAD = ("dfdetect.cutting",)
+
+Input = TypeVar("Input")
+
+
+class Died(NamedTuple):
+    """The child that worked on an input did not come back, and why."""
+
+    cause: str
+    hint: str
+
+
+def run_all(
+    function: Callable[[Input], Any],
+    inputs: Iterable[Input],
+    workers: int,
+    max_seconds: float,
+    max_memory_gb: float,
+) -> Iterator[tuple[Input, Any | Died]]:
+    """`function(input)` for each input, as they finish: (input, its result or Died).
+
+    Inputs are taken from the iterable as there is room, two per worker. Closing the iterator, or
+    an exception thrown into it, ends the children at once.
+
+    Errors: what `function` raises; DfdetectError with ExitCode.ENVIRONMENT if children cannot be
+    started or kept.
+    """
+    waiting = iter(inputs)
+    first = list(islice(waiting, workers))
+    if not first:
+        return
+    pool = _start_pool(min(workers, len(first)), max_memory_gb)
+    running: dict[Future, Input] = {}
+
+    def start(value: Input) -> None:
+        running[pool.schedule(_run, args=(function, value), timeout=max_seconds)] = value
+
+    try:
+        for value in (*first, *islice(waiting, workers)):
+            start(value)
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                value = running.pop(future)
+                result = _result(future, max_seconds, max_memory_gb)
+                if (following := next(waiting, None)) is not None:
+                    start(following)
+                yield value, result
+        pool.close()
+    except BrokenProcessPool as error:
+        names = ", ".join(sorted({str(value) for value in running.values()})[:4])
+        raise DfdetectError(
+            f"worker processes cannot be kept running ({error}), last at {names}",
+            "see whether memory or the number of processes is limited; finished work is kept",
+            ExitCode.ENVIRONMENT,
+        ) from error
+    finally:
+        pool.stop()  # nobody waits for what is in hand: it has written nothing final
+        pool.join()
+
+
+def run_on_cluster(
+    function: Callable[[Input], Any],
+    inputs: Iterable[Input],
+    address: str,
+    max_seconds: float,
+    max_memory_gb: float,
+) -> Iterator[tuple[Input, Any | Died]]:
+    """The same on the workers of a Dask scheduler at `address` (tcp://host:8786), which see the
+    same files under the same paths. Each keeps children of its own; work of a worker that is lost
+    is done again by another.
+
+    Errors: DfdetectError with ExitCode.ENVIRONMENT without dask.distributed or a scheduler.
+    """
+    try:
+        from distributed import Client, KilledWorker, as_completed
+    except ImportError as error:
+        raise DfdetectError(
+            "--cluster needs dask.distributed", "pip install 'dfdetect[cluster]'",
+            ExitCode.ENVIRONMENT,
+        ) from error  # fmt: skip
+    try:
+        client = Client(address, timeout=10, set_as_default=False)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise DfdetectError(
+            f"{address}: no Dask scheduler answers ({error or type(error).__name__})",
+            "start one with `dask scheduler`, and workers with `dask worker ADDRESS`",
+            ExitCode.ENVIRONMENT,
+        ) from error
+    with client:
+        waiting = iter(inputs)
+
+        def start(value: Input) -> Future:
+            future = client.submit(
+                _run_in_child, function, value, max_seconds, max_memory_gb, pure=False
+            )
+            values[future.key] = value
+            return future
+
+        values: dict[str, Input] = {}
+        room = max(8, 3 * sum(client.ncores().values()))
+        first = [start(value) for value in islice(waiting, room)]
+        running = as_completed(first, loop=client.loop)
+        for future in running:
+            value = values.pop(future.key)
+            try:
+                result = future.result()
+            except KilledWorker:
+                result = Died("several workers of the cluster died on it", _HINT)
+            if (following := next(waiting, None)) is not None:
+                running.add(start(following))
+            yield value, result
+
+
+# --- in this process -------------------------------------------------------------------------
+
+_HINT = "the file may be made to break decoders; leave it out, or look at it in a sandbox"
+
+
+def _start_pool(workers: int, max_memory_gb: float) -> Any:
+    from pebble import ProcessPool
+
+    context = multiprocessing.get_context("forkserver")  # a forked torch may hang, and is large
+    context.set_forkserver_preload(list(PRELOAD))
+    return ProcessPool(
+        workers, initializer=_prepare_child, initargs=(max_memory_gb,), context=context
+    )
+
+
+def _result(future: Future, max_seconds: float, max_memory_gb: float) -> Any | Died:
+    from pebble import ProcessExpired
+
+    try:
+        return future.result()
+    except TimeoutError:
+        return Died(f"gave up after {max_seconds:g} s", "allow more with --max-seconds")
+    except ProcessExpired as error:
+        code = error.exitcode or 0
+        with suppress(ValueError):
+            name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            return Died(f"the decoder crashed ({name})", _HINT)
+        return Died(f"the decoder crashed (signal {-code})", _HINT)
+    except MemoryError:
+        return Died(f"needs more than {max_memory_gb:g} GB of memory", "allow more: --max-memory")
+
+
+# --- in a child ------------------------------------------------------------------------------
+
+
+def _prepare_child(max_memory_gb: float) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    with suppress(OSError, AttributeError):  # Linux: die with the server, however it dies
+        ctypes.CDLL("libc.so.6").prctl(1, signal.SIGKILL)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        # What the process has already, libraries for the most part, is not the input's.
+        limit = _data_bytes() + int(max_memory_gb * 1e9)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def _data_bytes() -> int:
+    """Private memory of this process, as the kernel counts it for RLIMIT_DATA."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmData")) * 1024
+
+
+def _run(function: Callable[[Input], Any], value: Input) -> Any:
+    try:
+        return function(value)
+    finally:
+        _return_memory()
+
+
+def _return_memory() -> None:
+    """Give freed memory back to the system: two 1080p encoders hold 1 GB, and glibc would keep it
+    in pieces for the life of the worker."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # another C library: nothing to do
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+# --- on a worker of a cluster ----------------------------------------------------------------
+
+_pool: Any = None
+
+
+def _run_in_child(
+    function: Callable[[Input], Any], value: Input, max_seconds: float, max_memory_gb: float
+) -> Any | Died:
+    """A Dask task: `function(value)` in a child of this worker, which stays for the next task."""
+    global _pool
+    from distributed import get_worker
+
+    if _pool is None or not _pool.active:
+        # Dask marks workers daemonic, which forbids children only so that none is left over;
+        # ours die with their server, and that with this process.
+        multiprocessing.current_process()._config["daemon"] = False
+        _pool = _start_pool(get_worker().state.nthreads, max_memory_gb)
+    future = _pool.schedule(_run, args=(function, value), timeout=max_seconds)
+    return _result(future, max_seconds, max_memory_gb)
