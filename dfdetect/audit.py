@@ -25,13 +25,11 @@ from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dfdetect.data import read_crop
 from dfdetect.errors import DfdetectError
 from dfdetect.files import read_json, sha256_of
-from dfdetect.manifest import SPLITS, identity_leaks
+from dfdetect.manifest import SPLITS, identity_leaks, read_part
 from dfdetect.metrics import auc, probe_auc
 from dfdetect.quality import ordered, parse_quality
 
@@ -220,17 +218,7 @@ def _parts_of(folder: Path) -> list[Path]:
 
 
 def _columns(part: Path, names: Sequence[str]) -> dict[str, list]:
-    """Columns of one part as lists; those that an older part lacks are None throughout."""
-    try:
-        with pq.ParquetFile(part) as file:
-            held = set(file.schema_arrow.names)
-            table = file.read([n for n in names if n in held], use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        raise DfdetectError(
-            f"{part}: damaged manifest part ({error})", "delete it and run prepare again"
-        ) from error
-    columns = {name: table[name].to_pylist() for name in table.column_names}
-    return {name: columns.get(name) or [None] * table.num_rows for name in names}
+    return read_part(part, names).to_pydict()
 
 
 def _videos(folder: int, columns: Mapping[str, list]) -> Iterator[Video]:
