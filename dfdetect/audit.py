@@ -645,7 +645,7 @@ def _by_label(
             for y, xs in known.items()
         }
         return ", ".join(
-            f"{sides[y]} {low:.3g} to {high:.3g} around {median:.3g}"
+            f"{sides[y]} {low:.4g} to {high:.4g} around {median:.4g}"
             for y, (low, median, high) in spread.items()
         )
     count = {y: Counter(categories[name][i] for i in rows) for y, rows in of_class.items()}

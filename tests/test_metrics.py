@@ -68,3 +68,16 @@ def test_new_videos_cross_the_band_as_rarely_as_promised():
 def test_means_are_taken_per_group():
     assert metrics.mean_by([1.0, 3.0, 5.0], ["b", "b", "a"])[0] == ["a", "b"]
     assert metrics.mean_by([1.0, 3.0, 5.0], ["b", "b", "a"])[1].tolist() == [5.0, 2.0]
+
+
+def test_the_probe_finds_a_label_in_a_category_and_none_in_noise():
+    rng = np.random.default_rng(0)
+    labels, groups = np.arange(80) % 2, [str(i) for i in range(80)]
+    codec = [("h264" if y else "vp9",) for y in labels]
+    none = np.empty((80, 0))
+    assert metrics.probe_auc(none, codec, labels, groups) == (1.0, 80)
+    noise = rng.normal(size=(80, 2))
+    noise[::7, 0] = np.nan
+    assert metrics.probe_auc(noise, [()] * 80, labels, groups).auc < 0.65
+    with pytest.raises(DfdetectError, match="1 real groups for 5 folds"):
+        metrics.probe_auc(none, codec, labels, [str(y) for y in labels])
