@@ -282,8 +282,10 @@ def _one_pass(
                 clock.lap("cut")
             if keep_thumbnails:
                 seen.thumbnails.append(_thumbnail(picture))
-            for stream in streams:
-                stream.push(picture)
+            if streams:
+                encodable = picture.for_h264()
+                for stream in streams:
+                    stream.push(encodable)
             clock.lap("wait")
     finally:
         for stream in streams:
@@ -446,7 +448,7 @@ def _cut_shipped(path: Path, quality: str, best: str, task: Task, seen: _Seen) -
 
 def _thumbnail(picture: Picture) -> np.ndarray:
     """float32 [18,32]: enough to recognise a frame among its neighbours."""
-    grey = picture.yuv.to_ndarray(format="gray")
+    grey = picture.yuv.reformat(format="gray", threads=1).to_ndarray()
     step = max(1, min(grey.shape) // 120)
     small = cv2.resize(grey[::step, ::step], (32, 18), interpolation=cv2.INTER_AREA)
     return small.astype(np.float32)

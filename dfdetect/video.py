@@ -15,7 +15,7 @@ import stat
 import tempfile
 import warnings as python_warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -102,8 +102,13 @@ class Picture:
 
     def rgb(self) -> np.ndarray:
         """uint8 [H,W,3] RGB, turned upright by the display matrix."""
-        image = _upright(self.yuv.to_ndarray(format="rgb24"), self.orientation)
-        return np.ascontiguousarray(image)
+        rgb = self.yuv.reformat(format="rgb24", threads=1).to_ndarray()
+        return np.ascontiguousarray(_upright(rgb, self.orientation))
+
+    def for_h264(self) -> "Picture":
+        """The same as 8-bit 4:2:0 with even sides, as H264Loop encodes it. Two threads must not
+        convert one frame, so this is called before a picture goes to several encoders."""
+        return replace(self, yuv=_as_420(self.yuv))
 
     def frame(self) -> Frame:
         return Frame(self.index, self.time_s, self.rgb())
@@ -579,8 +584,10 @@ def _as_420(yuv: av.VideoFrame) -> av.VideoFrame:
 
 def _converted(yuv: av.VideoFrame, pix_fmt: str) -> av.VideoFrame:
     if yuv.format.is_rgb or yuv.format.has_palette or len(yuv.format.components) < 3:
-        return yuv.reformat(format=pix_fmt, dst_colorspace="ITU601", dst_color_range="MPEG")
-    return yuv.reformat(format=pix_fmt)
+        return yuv.reformat(
+            format=pix_fmt, dst_colorspace="ITU601", dst_color_range="MPEG", threads=1
+        )
+    return yuv.reformat(format=pix_fmt, threads=1)
 
 
 def _x264_options(crf: int) -> dict[str, str]:
