@@ -67,7 +67,7 @@ SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SourceVideo:
     """One video or picture as a dataset lists it: where it lies and what its labels are.
 
