@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -37,8 +38,10 @@ LEAST_PSNR_DB = 20.0
 """Median PSNR to the best file, below which a shipped quality is not the same footage."""
 MASK_LEVEL = 32
 """Grey level, of 255, from which a pixel of a mask counts as manipulated."""
-QUEUE_FRAMES = 8
+QUEUE_FRAMES = 4
 """Decoded frames that may wait for an encoder."""
+WRITERS = 4
+"""Threads that compress and write crops."""
 
 
 @dataclass(frozen=True)
@@ -637,7 +640,7 @@ def _squared(image: np.ndarray) -> np.ndarray:
 
 def _write_crops(task: Task, cut: Cut) -> list[dict]:
     video, recipe = task.video, task.recipe
-    key, rows = folder_key(video.video_id), []
+    key = folder_key(video.video_id)
     of_the_video = {
         "video_id": video.video_id,
         "label": video.label,
@@ -653,7 +656,8 @@ def _write_crops(task: Task, cut: Cut) -> list[dict]:
         "warnings": "; ".join(cut.warnings),
         **cut.facts,
     }
-    for crop in cut.crops:
+
+    def write(crop: Crop) -> list[dict]:
         of_the_crop = {
             "sample_id": f"{video.video_id}/{crop.frame_index:06d}/{crop.track_id}",
             "frame_index": crop.frame_index,
@@ -668,21 +672,23 @@ def _write_crops(task: Task, cut: Cut) -> list[dict]:
                 "confidence": crop.face.confidence,
             }
         reference = crop.images.get("raw", crop.images[recipe.qualities[0]])
+        rows = []
         for quality, image in crop.images.items():
             name = f"{crop.frame_index:06d}_{crop.track_id}.{recipe.format}"
             relative = f"faces/{quality}/{key}/{name}"
             content = encode_crop(image, recipe.format)
             write_whole(task.out / relative, content)
-            rows.append(
-                of_the_video
-                | of_the_crop
-                | {
-                    "path": relative,
-                    "crop_sha256": sha256(content).hexdigest(),
-                    "quality": quality,
-                    "psnr_db": None if image is reference else _psnr_db(image, reference),
-                }
-            )
+            of_the_file = {
+                "path": relative,
+                "crop_sha256": sha256(content).hexdigest(),
+                "quality": quality,
+                "psnr_db": None if image is reference else _psnr_db(image, reference),
+            }
+            rows.append(of_the_video | of_the_crop | of_the_file)
+        return rows
+
+    with ThreadPoolExecutor(WRITERS) as writers:
+        rows = [row for of_one in writers.map(write, cut.crops) for row in of_one]
     write_part(task.out, video.video_id, rows)
     return rows
 

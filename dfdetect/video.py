@@ -178,6 +178,7 @@ class Media:
             yield Picture(0, 0.0, av.VideoFrame.from_ndarray(image, format="rgb24"))
             return
         index, damaged, cut, full = 0, 0, "", False
+        rotation, orientation = None, (1, 0, 0, 1)
         with self._container() as (container, stream):
             packets = container.demux(stream)  # ends with an empty packet that drains the decoder
             while not cut and not full:
@@ -201,7 +202,10 @@ class Media:
                     time_s = yuv.time
                     if time_s is None or not np.isfinite(time_s):
                         time_s = float(index / self.info.frame_rate)
-                    yield Picture(index, float(time_s), yuv, _orientation(yuv))
+                    if rotation != yuv.rotation:
+                        # Asked seldom: a frame whose side data was looked at is freed late.
+                        rotation, orientation = yuv.rotation, _orientation(yuv)
+                    yield Picture(index, float(time_s), yuv, orientation)
                     index += 1
         if index == 0:
             raise DfdetectError(
