@@ -7,6 +7,7 @@ pixel-aligned pairs. The part is written last: its existence means that the vide
 
 import logging
 import queue
+import re
 import tarfile
 import threading
 import time
@@ -552,10 +553,7 @@ def _ready_crops(task: Task) -> Cut:
             f"use --qualities {','.join(video.crops)}: crops cannot be encoded as video",
         )
     source_qualities = list(dict.fromkeys([*stored, *(["raw"] if derived else [])]))
-    by_number = {
-        quality: {_frame_number(name, i): name for i, name in enumerate(video.crops[quality])}
-        for quality in source_qualities
-    }
+    by_number = {quality: _numbered(video.crops[quality]) for quality in source_qualities}
     common = sorted(set.intersection(*(set(names) for names in by_number.values())))
     chosen = [common[i] for i in sample_indices(len(common), recipe.frames)]
     digest, n_bytes, crops, first = sha256(), 0, [], None
@@ -592,9 +590,15 @@ def _ready_crops(task: Task) -> Cut:
     return Cut(crops, "shipped", 1, facts, [])
 
 
-def _frame_number(name: str, position: int) -> int:
-    digits = PurePosixPath(name).stem.rsplit("_", 1)[-1]
-    return int(digits) if digits.isdecimal() and len(digits) < 9 else position
+def _numbered(names: Sequence[str]) -> dict[int, str]:
+    """{frame number: name}, read off names as 000012.png, 000012_0.png or frame_12.png; where
+    that is not one number for each, they are counted."""
+    numbers = []
+    for name in names:
+        match = re.fullmatch(r"(\d{1,9})(_\d+)?|.*?(\d{1,9})", PurePosixPath(name).stem)
+        numbers.append(int(match[1] or match[3]) if match else -1)
+    unique = len(set(numbers)) == len(numbers) and -1 not in numbers
+    return dict(zip(numbers if unique else range(len(names)), names, strict=True))
 
 
 def _member_reader(path: Path) -> Callable[[str], bytes]:

@@ -440,7 +440,7 @@ def _open_regular(path: Path, limits: Limits) -> int:
         "a folder, not a file" if stat.S_ISDIR(status.st_mode)
         else "not a regular file" if not stat.S_ISREG(status.st_mode)
         else "an empty file" if status.st_size == 0
-        else f"larger than {limits.max_bytes / 2**30:g} GiB" if status.st_size > limits.max_bytes
+        else f"larger than {limits.max_bytes / 2**30:.3g} GiB" if status.st_size > limits.max_bytes
         else ""
     )  # fmt: skip
     if problem:

@@ -276,6 +276,8 @@ def test_a_split_without_one_class_fails_and_counts_are_given(tmp_path):
     assert found.status == "FAIL" and found.ids == ["val"]
     assert "val has no real" in found.message
     assert "train 1 real and 1 fake videos (5 and 5 crops)" in found.message
+    fakes_to_test = folder_of(tmp_path / "t", *both_classes("train"), rows_of("v", 1, "test"))
+    assert said(fakes_to_test, "classes").status == "WARN"  # no reason not to train
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,14 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
-from conftest import write_clip
+from conftest import clip, write_clip
 
-COMMANDS = ("prepare", "train", "eval", "scan", "presets", "info", "demo")
+from dfdetect.files import write_whole
+from dfdetect.video import write_video
+
+COMMANDS = ("prepare", "audit", "train", "eval", "scan", "presets", "info", "demo")
 
 
 def test_help_imports_neither_torch_nor_cv2():
@@ -46,6 +50,12 @@ def test_every_command_s_help_opens_with_an_example(cli, command, flag):
         (("prepare", ".", "--out", "o", "--qualities", "c99"), "error: unknown quality 'c99'; "),
         (("prepare", ".", "--out", "o", "--columns", "x"), "error: --columns 'x' is not name="),
         (("prepare", "."), "error: Missing option '--out'; see "),
+        (("prepare", "--out", "o"), "error: no source given; "),
+        (("prepare", ".", "--out", "o", "--format", "bmp"), "error: unknown format 'bmp'; "),
+        (("prepare", ".", "--out", "o", "--tracks", "two"), "error: unknown choice of tracks "),
+        (("prepare", "--import", "x.json", "--out", "o"), "error: x.json: no such file or fol"),
+        (("prepare", "--out", "o", "--verify"), "error: o: not a prepared data folder"),
+        (("prepare", ".", "--out", "o", "--max-frames", "0"), "error: Invalid value for '--max"),
         (("scan", "--frames", "many"), "error: Invalid value for '--frames': "),
         (("scna", "x.mp4"), "error: No such command 'scna'"),
         (("prepare", ".", "--out", "o", "--template", "arc"), "error: unknown template 'arc'; "),
@@ -158,3 +168,95 @@ def test_the_demo_refuses_a_folder_with_something_in_it(cli, tmp_path):
     (tmp_path / "precious").write_text("")
     result = cli("demo", "--out", tmp_path)
     assert result.exit_code == 2 and "there already" in result.stderr
+
+
+@pytest.fixture
+def two(tmp_path):
+    """A source of two clips, 256 px and 12 frames."""
+    write_clip(tmp_path / "source/real/ann.mp4", 1)
+    write_clip(tmp_path / "source/fake/swap/bob.mp4", 2, forgery="self-blend")
+    return tmp_path / "source"
+
+
+@pytest.mark.parametrize(
+    ("limit", "cause"),
+    [
+        (("--max-megapixels", "0.5"), "a picture of 1280x720 exceeds the limit of 0.5 megapixels"),
+        (("--max-gigabytes", "0.01"), "larger than 0.01 GiB"),
+        (("--max-memory", "0.1"), "needs more than 0.1 GB of memory"),
+    ],
+)
+def test_each_limit_of_prepare_bites_and_names_itself(cli, tmp_path, limit, cause):
+    frames = [np.pad(frame, ((0, 464), (0, 1024), (0, 0))) for frame in clip(1, 40)]
+    source = tmp_path / "source/real/ann.mp4"
+    write_whole(source, write_video(frames, 12))
+    with source.open("ab") as file:
+        file.truncate(12 << 20)
+    prepare = ("prepare", tmp_path / "source", "--out", tmp_path / "out", "--frames", 2)
+    result = cli(*prepare, *limit)
+    assert result.exit_code == 2
+    assert f"real/ann.mp4: {cause}" in result.stderr
+    assert cli(*prepare).exit_code == 0  # within the limits all is well
+
+
+def test_damage_is_found_by_verify_and_mended_by_repair(cli, two, tmp_path):
+    out = tmp_path / "out"
+    prepare = ("prepare", two, "--out", out, "--frames", 2, "--qualities", "raw")
+    assert cli(*prepare).exit_code == 0
+    assert cli("prepare", "--out", out, "--verify").exit_code == 0
+    crop = next(out.glob("faces/raw/*ann*/*.png"))
+    before = crop.read_bytes()
+    crop.write_bytes(before[:-10])
+    found = cli("prepare", "--out", out, "--verify", "--json")
+    assert found.exit_code == 3
+    (problem,) = json.loads(found.stdout)["problems"]
+    assert problem == {"path": str(crop), "problem": "is not what was written"}
+    assert cli(*prepare).exit_code == 0  # a plain rerun trusts what is finished
+    assert crop.read_bytes() != before
+    assert cli(*prepare, "--repair").exit_code == 0
+    assert crop.read_bytes() == before
+    assert cli("prepare", "--out", out, "--verify").exit_code == 0
+
+
+def test_what_info_exports_prepare_imports(cli, two, tmp_path):
+    cli("prepare", two, "--out", tmp_path / "a", "--frames", 2, "--qualities", "raw,c23")
+    exported = cli("info", tmp_path / "a", "--export", "deepfakebench")
+    (tmp_path / "a/bench.json").write_text(exported.stdout)
+    imported = cli(
+        "prepare", "--import", tmp_path / "a/bench.json", "--out", tmp_path / "b", "--json",
+        "--frames", 2,
+    )  # fmt: skip
+    assert imported.exit_code == 0, imported.stderr
+    assert json.loads(imported.stdout)["crops"] == {
+        "raw/0": 2, "c23/0": 2, "raw/1": 2, "c23/1": 2,
+    }  # fmt: skip
+    one, two = (
+        sorted(p.read_bytes() for p in (tmp_path / x).glob("faces/*/*/*.png")) for x in "ab"
+    )
+    assert one == two
+
+
+def test_crops_can_be_stored_as_webp(cli, two, tmp_path):
+    out = tmp_path / "out"
+    done = cli(
+        "prepare", two, "--out", out, "--frames", 2, "--qualities", "raw", "--format", "webp"
+    )
+    assert done.exit_code == 0
+    assert len(list(out.glob("faces/raw/*/*.webp"))) == 4
+    assert cli("info", out, "--sheet", tmp_path / "sheet.png").exit_code == 0
+    assert cli("audit", out).exit_code == 0
+
+
+def test_prepare_says_what_a_dataset_misses_and_where_to_get_it(cli, tmp_path):
+    tree = tmp_path / "ff"
+    write_clip(tree / "original_sequences/youtube/c23/videos/000.mp4", 1)
+    write_clip(tree / "manipulated_sequences/Deepfakes/c23/videos/000_003.mp4", 2)
+    (tree / "splits").mkdir()
+    for split, pairs in (("train", [["000", "003"]]), ("val", []), ("test", [])):
+        (tree / "splits" / f"{split}.json").write_text(json.dumps(pairs))
+    done = cli("prepare", tree, "--out", tmp_path / "out", "-n")
+    assert done.exit_code == 0
+    assert "missing: 1 of" in done.stdout
+    assert "github.com/ondyari/FaceForensics" in done.stdout
+    plan = json.loads(cli("prepare", tree, "--out", tmp_path / "out", "-n", "--json").stdout)
+    assert sum(plan["missing"].values()) >= 1 and sum(plan["found"].values()) == 2

@@ -1,15 +1,19 @@
 """Child processes that crash, hang, or want too much memory cost one input and no more."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
 
 from dfdetect.errors import DfdetectError, ExitCode
+from dfdetect.files import sha256_of
+from dfdetect.prepare import PrepareRecipe, Running, prepare
 from dfdetect.workers import Died, run_all, run_on_cluster
 
 LIMITS = {"max_seconds": 60, "max_memory_gb": 1}
@@ -104,7 +108,7 @@ def cluster(tmp_path_factory):
     dask = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--no-dashboard"]
     options = {"cwd": folder, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     here = {"PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), os.getcwd()])}
-    options["env"] = os.environ | here
+    options |= {"env": os.environ | here, "start_new_session": True}
     scheduler = subprocess.Popen(
         [*dask, "--host", "127.0.0.1", "--port", "0", "--scheduler-file", contact], **options
     )
@@ -122,13 +126,11 @@ def cluster(tmp_path_factory):
     until = time.monotonic() + 60
     while not contact.exists() and time.monotonic() < until:
         time.sleep(0.1)
-    import json
-
     address = json.loads(contact.read_text())["address"]
     yield address, workers
     for process in [*workers, scheduler]:
-        process.terminate()
-    for process in [*workers, scheduler]:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait(20)
 
 
@@ -137,6 +139,31 @@ def test_a_cluster_gives_the_results_that_this_machine_gives(cluster):
     results = dict(run_on_cluster(work, tasks, cluster[0], **LIMITS))
     assert [results["plain", i] for i in range(12)] == list(range(12))
     assert results["crash", signal.SIGSEGV].cause == "the decoder crashed (SIGSEGV)"
+
+
+def test_prepare_on_a_cluster_writes_the_same_bytes_also_when_a_worker_is_killed(
+    cluster, clips, tmp_path
+):
+    address, workers = cluster
+    recipe = PrepareRecipe(("raw", "c23"), 3)
+    killed = []
+
+    def kill_one(n_done, n_total, video, done):
+        assert done.failure is None
+        if n_done == 3:
+            os.killpg(workers[0].pid, signal.SIGKILL)
+            killed.append(n_total - n_done)
+
+    prepare(clips, tmp_path / "here", recipe)
+    running = Running(cluster=address)
+    prepare(clips, tmp_path / "there", recipe, running=running, on_done=kill_one)
+    assert killed == [15]
+    hashes = [
+        {str(p.relative_to(tmp_path / name)): sha256_of(p) for p in (tmp_path / name).rglob("*.p*")}
+        for name in ("here", "there")
+    ]
+    assert len(hashes[0]) == 18 * (1 + 2 * 3)
+    assert hashes[0] == hashes[1]
 
 
 def test_an_address_where_no_scheduler_answers_is_one_error():
