@@ -16,6 +16,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from itertools import islice
+from multiprocessing import forkserver, resource_tracker
 from typing import Any, NamedTuple, TypeVar
 
 from dfdetect.errors import DfdetectError, ExitCode
@@ -143,9 +144,32 @@ def _start_pool(workers: int, max_memory_gb: float) -> Any:
 
     context = multiprocessing.get_context("forkserver")  # a forked torch may hang, and is large
     context.set_forkserver_preload(list(PRELOAD))
+    _start_server(context)
     return ProcessPool(
         workers, initializer=_prepare_child, initargs=(max_memory_gb,), context=context
     )
+
+
+def _start_server(context: Any) -> None:
+    """Start the server and wait until it has imported, so that a signal in these seconds finds
+    nothing half made. Ctrl-C reaches the whole group of processes; the server and its children
+    must not answer it: what is blocked stays blocked in whatever is started."""
+    resource_tracker.ensure_running()  # which unblocks signals when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    first = context.Process(target=int, daemon=True)
+    try:
+        first.start()
+        first.join()
+    except (OSError, EOFError) as error:
+        raise DfdetectError(
+            f"worker processes cannot be started ({error or 'the first ended'})",
+            "see whether memory or the number of processes is limited",
+            ExitCode.ENVIRONMENT,
+        ) from error
 
 
 def _result(future: Future, max_seconds: float, max_memory_gb: float) -> Any | Died:
