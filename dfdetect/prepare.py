@@ -141,7 +141,10 @@ def plan(
     _refuse_other_labels(out, videos, kept)
     earlier = [video for video_id, video in kept.items() if video_id not in ids]
     known_splits = {video_id: video.split for video_id, video in kept.items()}
-    splits = assign_splits([*videos, *earlier], seed, known_splits)
+    splits = assign_splits([*videos, *earlier], seed)
+    if any(splits[video_id] != split for video_id, split in known_splits.items()):
+        # Not what an interrupted run was about: the source has grown, or the seed is another.
+        splits = assign_splits([*videos, *earlier], seed, known_splits)
     if not allowed.identity_overlap:
         pairs = [(v.identities, splits[v.video_id]) for v in [*videos, *earlier]]
         refuse_leaks(pairs, str(source), "--allow-identity-overlap")
