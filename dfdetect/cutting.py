@@ -12,7 +12,7 @@ import tarfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -113,6 +113,7 @@ def prepare_video(task: Task) -> Done:
         if error.exit_code == ExitCode.ENVIRONMENT:
             raise
         kind = "no-face" if isinstance(error, _NoFace) else "error"
+        remove_crops(task.out, video.video_id)
         return Done(failure(video, kind, error.message, error.hint), {}, 0, stage_s)
     except MemoryError:
         raise
@@ -121,6 +122,7 @@ def prepare_video(task: Task) -> Done:
             raise MemoryError(str(error)) from error
         log.debug("%s", video.path, exc_info=True)
         cause = f"unexpected {type(error).__name__}: {error}"
+        remove_crops(task.out, video.video_id)
         return Done(failure(video, "error", cause, "please report it"), {}, 0, stage_s)
     n_crops = Counter(row["quality"] for row in rows)
     return Done(None, dict(n_crops), len({row["track_id"] for row in rows}), stage_s)
@@ -694,10 +696,20 @@ def _write_crops(task: Task, cut: Cut) -> list[dict]:
     with ThreadPoolExecutor(WRITERS) as writers:
         rows = [row for of_one in writers.map(write, cut.crops) for row in of_one]
     write_part(task.out, video.video_id, rows)
+    remove_crops(task.out, video.video_id, {row["path"] for row in rows})
     return rows
 
 
 def encode_crop(image: np.ndarray, file_format: str) -> bytes:
+def remove_crops(out: Path, video_id: str, but: Collection[str] = ()) -> None:
+    """What an earlier run left of an unfinished video, or of one whose source has changed since;
+    `but` are paths below `out`."""
+    for crop in (out / "faces").glob(f"*/{folder_key(video_id)}/*"):
+        if str(crop.relative_to(out)) not in but:
+            with suppress(OSError):
+                crop.unlink()
+
+
     """uint8 [S,S,3] RGB -> the bytes of a PNG or a lossless WebP file."""
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     # OpenCV takes a WebP quality above 100 for lossless.

@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dfdetect import __version__
-from dfdetect.cutting import Done, Failure, PrepareRecipe, Task, failure, prepare_video
+from dfdetect.cutting import (
+    Done,
+    Failure,
+    PrepareRecipe,
+    Task,
+    failure,
+    prepare_video,
+    remove_crops,
+)
 from dfdetect.datasets import list_source
 from dfdetect.datasets.base import DatasetOptions, Listing
 from dfdetect.errors import DfdetectError, printable
@@ -212,6 +220,7 @@ def prepare(
 
 
 def _work(
+            remove_crops(out, task.video.video_id)
     todo: Plan, out: Path, recipe: PrepareRecipe, running: Running
 ) -> Iterator[tuple[Task, Done]]:
     """Every video that is not finished, as its child process finishes it."""
@@ -280,7 +289,10 @@ def _finished(out: Path) -> dict[str, _Before]:
     names = ["video_id", "label", "dataset", "manipulation", "identities", "split", "source"]
     found = {}
     for part in sorted((out / "manifest").glob("*.parquet")):
-        row = read_part(part, [*names, "source_bytes", "source_sha256"]).slice(0, 1).to_pylist()[0]
+        rows = read_part(part, [*names, "source_bytes", "source_sha256"]).slice(0, 1).to_pylist()
+        if not rows:
+            raise DfdetectError(f"{part}: has no rows", "run prepare with --repair")
+        row = rows[0]
         n_bytes, digest = row.pop("source_bytes"), row.pop("source_sha256")
         video = SourceVideo(path=Path(), **row | {"identities": tuple(row["identities"])})
         found[video.video_id] = _Before(video, n_bytes, digest, part.stat().st_mtime_ns)
@@ -317,11 +329,23 @@ def _refuse_other_labels(
                 )
 
 
+    return stored
+
+
 def _refuse_other_recipe(out: Path, recipe: PrepareRecipe) -> None:
-    if not (out / "prepare.json").exists() or not _has_parts(out):
+    if not (stored := _stored(out)):
         return
+def _stored(out: Path) -> dict | None:
+    """What `prepare.json` says of the videos that are finished in `out`, if any are.
+
+    Errors: DfdetectError where it is gone or not what prepare wrote: no one can tell then by which
+    recipe they were prepared.
+    """
+    if not _has_parts(out):
+        return None
     stored = read_json(out / "prepare.json")
-    if not isinstance(stored, dict) or not isinstance(stored.get("recipe"), dict):
+    parts = [stored.get(k) for k in ("recipe", "versions")] if isinstance(stored, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts):
         raise DfdetectError(f"{out / 'prepare.json'}: not written by prepare", "use another --out")
     before, now = _flat(stored["recipe"]), _flat(recipe.as_dict())
     for key in sorted(before.keys() | now.keys()):
@@ -349,9 +373,9 @@ def _versions() -> dict[str, str]:
 
 def _refuse_other_versions(out: Path, allowed: Allowed) -> None:
     """Errors: DfdetectError naming a library of another version than `out` was prepared with."""
-    if allowed.other_versions or not (out / "prepare.json").exists() or not _has_parts(out):
+    if allowed.other_versions or not (content := _stored(out)):
         return
-    stored, now = read_json(out / "prepare.json").get("versions", {}), _versions()
+    stored, now = content["versions"], _versions()
     for name in sorted(stored.keys() & now.keys()):
         if stored[name] != now[name]:
             raise DfdetectError(
