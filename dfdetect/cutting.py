@@ -112,8 +112,8 @@ def prepare_video(task: Task) -> Done:
     except DfdetectError as error:
         if error.exit_code == ExitCode.ENVIRONMENT:
             raise
-        kind = "no-face" if isinstance(error, _NoFace) else "error"
         remove_crops(task.out, video.video_id)
+        kind = "no-face" if isinstance(error, _NoFace) else "error"
         return Done(failure(video, kind, error.message, error.hint), {}, 0, stage_s)
     except MemoryError:
         raise
@@ -121,8 +121,8 @@ def prepare_video(task: Task) -> Done:
         if "alloc" in str(error):
             raise MemoryError(str(error)) from error
         log.debug("%s", video.path, exc_info=True)
-        cause = f"unexpected {type(error).__name__}: {error}"
         remove_crops(task.out, video.video_id)
+        cause = f"unexpected {type(error).__name__}: {error}"
         return Done(failure(video, "error", cause, "please report it"), {}, 0, stage_s)
     n_crops = Counter(row["quality"] for row in rows)
     return Done(None, dict(n_crops), len({row["track_id"] for row in rows}), stage_s)
@@ -695,12 +695,11 @@ def _write_crops(task: Task, cut: Cut) -> list[dict]:
 
     with ThreadPoolExecutor(WRITERS) as writers:
         rows = [row for of_one in writers.map(write, cut.crops) for row in of_one]
-    write_part(task.out, video.video_id, rows)
     remove_crops(task.out, video.video_id, {row["path"] for row in rows})
+    write_part(task.out, video.video_id, rows)
     return rows
 
 
-def encode_crop(image: np.ndarray, file_format: str) -> bytes:
 def remove_crops(out: Path, video_id: str, but: Collection[str] = ()) -> None:
     """What an earlier run left of an unfinished video, or of one whose source has changed since;
     `but` are paths below `out`."""
@@ -710,6 +709,7 @@ def remove_crops(out: Path, video_id: str, but: Collection[str] = ()) -> None:
                 crop.unlink()
 
 
+def encode_crop(image: np.ndarray, file_format: str) -> bytes:
     """uint8 [S,S,3] RGB -> the bytes of a PNG or a lossless WebP file."""
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     # OpenCV takes a WebP quality above 100 for lossless.

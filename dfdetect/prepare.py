@@ -220,7 +220,6 @@ def prepare(
 
 
 def _work(
-            remove_crops(out, task.video.video_id)
     todo: Plan, out: Path, recipe: PrepareRecipe, running: Running
 ) -> Iterator[tuple[Task, Done]]:
     """Every video that is not finished, as its child process finishes it."""
@@ -237,6 +236,7 @@ def _work(
     limits = {"max_seconds": running.max_seconds, "max_memory_gb": running.max_memory_gb}
     for task, result in engine(prepare_video, tasks, **limits):
         if isinstance(result, Died):
+            remove_crops(out, task.video.video_id)
             lost = failure(task.video, "error", result.cause, result.hint)
             result = Done(lost, {}, 0, {})
         yield task, result
@@ -329,12 +329,6 @@ def _refuse_other_labels(
                 )
 
 
-    return stored
-
-
-def _refuse_other_recipe(out: Path, recipe: PrepareRecipe) -> None:
-    if not (stored := _stored(out)):
-        return
 def _stored(out: Path) -> dict | None:
     """What `prepare.json` says of the videos that are finished in `out`, if any are.
 
@@ -347,6 +341,12 @@ def _stored(out: Path) -> dict | None:
     parts = [stored.get(k) for k in ("recipe", "versions")] if isinstance(stored, dict) else [None]
     if not all(isinstance(part, dict) for part in parts):
         raise DfdetectError(f"{out / 'prepare.json'}: not written by prepare", "use another --out")
+    return stored
+
+
+def _refuse_other_recipe(out: Path, recipe: PrepareRecipe) -> None:
+    if not (stored := _stored(out)):
+        return
     before, now = _flat(stored["recipe"]), _flat(recipe.as_dict())
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
