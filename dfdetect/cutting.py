@@ -47,9 +47,10 @@ WRITERS = 4
 
 @dataclass(frozen=True)
 class PrepareRecipe:
-    """All that decides the bytes of a prepared folder; `prepare.json` holds it."""
+    """All that decides the bytes of a prepared folder; `prepare.json` holds it. No `qualities`:
+    raw, c23 and c40, or those that a source of face crops ships."""
 
-    qualities: tuple[str, ...] = ("raw", "c23", "c40")
+    qualities: tuple[str, ...] = ()
     frames: int = 32
     tracks: Literal["main", "all"] = "main"
     format: Literal["png", "webp"] = "png"

@@ -256,7 +256,8 @@ def _moved(box: np.ndarray, jitter: np.ndarray) -> np.ndarray:
 
 
 def _crops(image: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [n,size,size,3] at boxes [n,4] xyxy, to a fraction of a pixel; black outside."""
+    """uint8 [n,size,size,3] at boxes [n,4] xyxy, to a fraction of a pixel; outside of
+    the picture its edge is repeated, for a face that is cut off there."""
     crops = np.empty((len(boxes), size, size, 3), np.uint8)
     for crop, (x0, y0, x1, y1) in zip(crops, boxes, strict=True):
         # Only what the box covers, halved by area while it is more than twice too large.
@@ -280,8 +281,9 @@ def _crops(image: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
             [[x_scale, 0, x + x_scale / 2 - 0.5], [0, y_scale, y + y_scale / 2 - 0.5]]
         )
         cv2.warpAffine(
-            part, to_part, (size, size), dst=crop, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        )
+            part, to_part, (size, size), dst=crop, borderMode=cv2.BORDER_REPLICATE,
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        )  # fmt: skip
     return crops
 
 

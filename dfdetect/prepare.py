@@ -30,7 +30,6 @@ from dfdetect.datasets.base import DatasetOptions, Listing
 from dfdetect.errors import DfdetectError, printable
 from dfdetect.files import (
     folder_lock,
-    make_folder,
     read_json,
     sha256_of,
     sweep_unfinished,
@@ -45,10 +44,12 @@ from dfdetect.manifest import (
     read_part,
     refuse_leaks,
 )
-from dfdetect.quality import parse_qualities
+from dfdetect.quality import ordered, parse_qualities
 from dfdetect.video import Limits
 from dfdetect.workers import Died, run_all, run_on_cluster
 
+QUALITIES = ("raw", "c23", "c40")
+"""Prepared where nothing else is asked for: those of FaceForensics++ and of QAD."""
 BYTES_PER_CROP = {"png": 90_000, "webp": 48_000}
 """A 256-px face crop, for the size estimate of a dry run; grows with the crop's area."""
 
@@ -57,8 +58,9 @@ BYTES_PER_CROP = {"png": 90_000, "webp": 48_000}
 class Running:
     """How a run goes about it; none of this decides the bytes that it writes.
 
-    `limits` are for the files that are opened, `max_seconds` and `max_memory_gb` for the process
-    that decodes one. With `cluster`, the address of a Dask scheduler, its workers do the work.
+    `limits` are for the files that are opened (but for frames, which the recipe limits),
+    `max_seconds` and `max_memory_gb` for the process that decodes one. With `cluster`, the
+    address of a Dask scheduler, its workers do the work.
     """
 
     workers: int = 1
@@ -93,33 +95,17 @@ class PrepareSummary:
 
 
 class Plan(NamedTuple):
-    """What prepare would do: every video with its split; which are finished already, which of
-    those have changed since, and how many others the folder holds; what the dataset found."""
+    """What prepare would do: by which recipe, every video with its split; which are finished
+    already, which of those have changed since, and how many others the folder holds; what the
+    dataset found."""
 
+    recipe: PrepareRecipe
     videos: list[SourceVideo]
     splits: dict[str, str]
     finished: set[str]
     changed: set[str]
     n_elsewhere: int
     listing: Listing
-
-
-def recipe_for(
-    source: Path,
-    dataset: str,
-    options: DatasetOptions,
-    qualities: tuple[str, ...] | None,
-    recipe: PrepareRecipe,
-) -> PrepareRecipe:
-    """`recipe` with the qualities asked for; by default raw, c23 and c40, and for a source that
-    ships face crops, those that all of them have."""
-    if qualities is None:
-        qualities = PrepareRecipe().qualities
-        videos = list_source(dataset, source, options).videos
-        if videos[0].crops:
-            shipped = set.intersection(*(set(v.crops) or {"raw"} for v in videos))
-            qualities = tuple(sorted(shipped, key=lambda q: (q != "raw", q))) or ("raw",)
-    return replace(recipe, qualities=qualities)
 
 
 def plan(
@@ -136,12 +122,11 @@ def plan(
     Errors: DfdetectError for an unreadable source, an identity in two splits, or a folder `out`
     that was prepared with another recipe or other versions.
     """
-    parse_qualities(recipe.qualities)
-    _refuse_other_recipe(out, recipe)
     _refuse_other_versions(out, allowed)
     listing = list_source(dataset, source, options or DatasetOptions())
     videos = listing.videos
-    _refuse_impossible(videos, recipe)
+    recipe = replace(recipe, qualities=_qualities(videos, recipe))
+    _refuse_other_recipe(out, recipe)
     before = _finished(out)
     ids = {video.video_id for video in videos}
     changed = {v.video_id for v in videos if (b := before.get(v.video_id)) and b.differs_from(v)}
@@ -157,7 +142,7 @@ def plan(
         pairs = [(v.identities, splits[v.video_id]) for v in [*videos, *earlier]]
         refuse_leaks(pairs, str(source), "--allow-identity-overlap")
     finished = {v.video_id for v in videos if v.video_id in kept}
-    return Plan(videos, splits, finished, changed, len(earlier), listing)
+    return Plan(recipe, videos, splits, finished, changed, len(earlier), listing)
 
 
 def prepare(
@@ -181,18 +166,18 @@ def prepare(
     not one video gave a face. Single failures are collected in the summary and `failures.csv`.
     """
     started = time.monotonic()
-    make_folder(out)
-    with folder_lock(out):
-        if repair and _has_parts(out):
+    if repair and _has_parts(out):
+        with folder_lock(out):
             remove_damage(out, find_damage(out))
-        todo = plan(source, out, recipe, dataset, options, seed, allowed)
-        if on_plan:
-            on_plan(todo)
+    todo = plan(source, out, recipe, dataset, options, seed, allowed)
+    if on_plan:
+        on_plan(todo)
+    with folder_lock(out):
         for folder in (out, out / "manifest"):
             sweep_unfinished(folder)
         for video_id in todo.changed:
             part_path(out, video_id).unlink(missing_ok=True)
-        _write_recipe(out, recipe, seed, allowed)
+        _write_recipe(out, todo.recipe, seed, allowed)
         summary = PrepareSummary(
             n_videos=len(todo.videos),
             n_skipped=len(todo.finished),
@@ -201,7 +186,7 @@ def prepare(
         )
         n_done = n_skipped = len(todo.finished)
         try:
-            for task, done in _work(todo, out, recipe, running):
+            for task, done in _work(todo, out, running):
                 n_done += 1
                 _count(summary, task, done)
                 if on_done:
@@ -219,12 +204,11 @@ def prepare(
     return summary
 
 
-def _work(
-    todo: Plan, out: Path, recipe: PrepareRecipe, running: Running
-) -> Iterator[tuple[Task, Done]]:
+def _work(todo: Plan, out: Path, running: Running) -> Iterator[tuple[Task, Done]]:
     """Every video that is not finished, as its child process finishes it."""
+    limits = replace(running.limits, max_frames=todo.recipe.max_frames)
     tasks = (
-        Task(video, todo.splits[video.video_id], out.absolute(), recipe, running.limits)
+        Task(video, todo.splits[video.video_id], out.absolute(), todo.recipe, limits)
         for video in todo.videos
         if video.video_id not in todo.finished
     )
@@ -233,8 +217,8 @@ def _work(
         if running.cluster
         else partial(run_all, workers=running.workers)
     )
-    limits = {"max_seconds": running.max_seconds, "max_memory_gb": running.max_memory_gb}
-    for task, result in engine(prepare_video, tasks, **limits):
+    bounds = {"max_seconds": running.max_seconds, "max_memory_gb": running.max_memory_gb}
+    for task, result in engine(prepare_video, tasks, **bounds):
         if isinstance(result, Died):
             remove_crops(out, task.video.video_id)
             lost = failure(task.video, "error", result.cause, result.hint)
@@ -299,17 +283,21 @@ def _finished(out: Path) -> dict[str, _Before]:
     return found
 
 
-def _refuse_impossible(videos: Sequence[SourceVideo], recipe: PrepareRecipe) -> None:
-    """Errors: DfdetectError before any work where no video can have the qualities asked for."""
-    crops = [v for v in videos if v.crops]
-    encoded = [q.name for q in parse_qualities(recipe.qualities) if q.codec == "h264"]
-    if len(crops) == len(videos):
-        shipped = set.intersection(*(set(v.crops) for v in videos))
-        if lacking := [q for q in encoded if q not in shipped]:
+def _qualities(videos: Sequence[SourceVideo], recipe: PrepareRecipe) -> tuple[str, ...]:
+    """Those asked for, or what suits the source.
+
+    Errors: DfdetectError before any work if they are unknown, or no video can have them.
+    """
+    asked = parse_qualities(recipe.qualities) if recipe.qualities else ()
+    if all(video.crops for video in videos):
+        shipped = set.intersection(*(set(video.crops) for video in videos))
+        if lacking := [q.name for q in asked if q.codec == "h264" and q.name not in shipped]:
             raise DfdetectError(
                 f"these are face crops, which cannot be encoded as video at {lacking[0]}",
-                f"use --qualities {','.join(sorted(shipped)) or 'raw'}",
+                f"use --qualities {','.join(ordered(shipped)) or 'raw'}",
             )
+        return tuple(q.name for q in asked) or tuple(ordered(shipped)) or ("raw",)
+    return tuple(q.name for q in asked) or QUALITIES
 
 
 def _refuse_other_labels(

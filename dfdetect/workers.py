@@ -191,12 +191,17 @@ def _result(future: Future, max_seconds: float, max_memory_gb: float) -> Any | D
 
 # --- in a child ------------------------------------------------------------------------------
 
+_PR_SET_PDEATHSIG, _M_MMAP_THRESHOLD = 1, -3
+"""Of <sys/prctl.h> and <malloc.h>."""
+
 
 def _prepare_child(max_memory_gb: float) -> None:
     gc.freeze()  # what is imported stays, so collecting what an input left behind is quick
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
-    with suppress(OSError, AttributeError):  # Linux: die with the server, however it dies
-        ctypes.CDLL("libc.so.6").prctl(1, signal.SIGKILL)
+    with suppress(OSError, AttributeError):  # glibc on Linux
+        libc = ctypes.CDLL("libc.so.6")
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # die with the server, however it dies
+        libc.mallopt(_M_MMAP_THRESHOLD, 256 << 10)  # frames go back to the system when freed
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         # What the process has already, libraries for the most part, is not the input's.

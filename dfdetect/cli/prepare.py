@@ -229,18 +229,15 @@ def prepare(
         splits, key_values(columns, "--columns"), key_values(where, "--where"),
         identity_disjoint, drop_cross_source, root,
     )  # fmt: skip
-    names = tuple(q.name for q in parse_qualities(qualities)) if qualities else None
+    names = tuple(q.name for q in parse_qualities(qualities)) if qualities else ()
     crop = CropRecipe(size=size, template=template, margin=margin)
-    recipe = verb.recipe_for(
-        source, dataset, options, names,
-        verb.PrepareRecipe((), frames, tracks, format_, use_shipped, max_frames, crop),
-    )  # fmt: skip
+    recipe = verb.PrepareRecipe(names, frames, tracks, format_, use_shipped, max_frames, crop)
     allowed = verb.Allowed(allow_identity_overlap, allow_other_versions)
     if dry_run:
         plan = verb.plan(source, out, recipe, dataset, options, seed, allowed)
-        _show_plan(plan, recipe, as_json)
+        _show_plan(plan, as_json)
         return
-    limits = Limits(int(max_gigabytes * 2**30), int(max_megapixels * 1e6), max_frames)
+    limits = Limits(int(max_gigabytes * 2**30), int(max_megapixels * 1e6))
     running = verb.Running(workers or os.cpu_count() or 1, limits, max_seconds, max_memory, cluster)
     with progress("prepare", quiet or as_json) as update:
         summary = verb.prepare(
@@ -294,11 +291,12 @@ def _verify(out: Path, quiet: bool, as_json: bool) -> None:
         raise typer.Exit(int(ExitCode.PARTIAL))
 
 
-def _show_plan(plan, recipe, as_json: bool) -> None:
+def _show_plan(plan, as_json: bool) -> None:
     from dfdetect.prepare import BYTES_PER_CROP
     from dfdetect.reports.table import listing_lines, plan_table
     from dfdetect.video import IMAGE_SUFFIXES
 
+    recipe = plan.recipe
     n_stills = sum(v.path.suffix.lower() in IMAGE_SUFFIXES for v in plan.videos)
     n_videos = len(plan.videos) - n_stills
     n_crops = (n_videos * recipe.frames + n_stills) * len(recipe.qualities)
