@@ -293,11 +293,12 @@ def _one_pass(
                 encodable = picture.for_h264()
                 for stream in streams:
                     stream.push(encodable)
-            clock.lap("wait")
+            clock.lap("idle")
     finally:
         for stream in streams:
             stream.close()
-    clock.lap("wait")
+    clock.lap("idle")
+    del stage_s["idle"]
     for stream in streams:
         stream.check(n_decoded)
     for quality in (q for q in made if q.codec == "jpeg"):

@@ -249,7 +249,8 @@ def prepare(
         warn(f"{failure.message}; {failure.hint}" if failure.hint else failure.message)
     if len(summary.failures) > 10:
         warn(f"{len(summary.failures) - 10} more failures are listed in {out / 'failures.csv'}")
-    findings = audit([out], look_at_crops=False)
+    with progress("audit", quiet or as_json) as update:
+        findings = audit([out], False, update)
     if as_json:
         rows = [finding._asdict() for finding in findings if finding.status != "OK"]
         show_json(_summary_json(summary) | {"audit": rows})

@@ -51,8 +51,8 @@ def prepare_table(summary) -> RenderableType:
 
 
 def listing_lines(listing) -> list[str]:
-    """What a dataset found and misses, line by line."""
-    lines = []
+    """Which tree a dataset expected, what it found and what it misses, line by line."""
+    lines = [listing.expected] if listing.home else []
     if listing.found:
         parts = ", ".join(f"{printable(part)} {n}" for part, n in listing.found.items())
         lines.append(f"found: {parts}")
@@ -60,7 +60,7 @@ def listing_lines(listing) -> list[str]:
         if names:
             lines.append(f"missing: {len(names)} of {printable(part)}, first {printable(names[0])}")
     if any(listing.missing.values()):
-        lines.append(f"{listing.expected}; get it from {listing.home}")
+        lines.append(f"get what is missing from {listing.home}")
     return lines + [f"note: {printable(note)}" for note in listing.notes]
 
 

@@ -63,7 +63,7 @@ def one_round(path: Path) -> dict[str, float]:
 
 def encodes(path: Path) -> dict[str, float]:
     with open_media(path) as media:
-        pictures, info = list(media.pictures()), media.info
+        pictures, info = [p.for_h264() for p in media.pictures()], media.info
     encoders = [partial(encode, pictures, info, crf) for crf in (23, 40)]
     return {
         "encodes side by side": timed(lambda: side_by_side(encoders)),
