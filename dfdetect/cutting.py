@@ -198,7 +198,9 @@ def _cut_video(task: Task, stage_s: Counter) -> Cut:
     video, recipe = task.video, task.recipe
     best, made, shipped = _where_from(video, recipe)
     with open_media(video.path, task.limits) as media:
-        n_frames = min([media.count_frames(), *map(_count_frames, shipped.values())])
+        n_frames = min(
+            [media.count_frames(), *(_count_frames(p, task.limits) for p in shipped.values())]
+        )
         for _ in range(2):
             wanted = sample_indices(n_frames, recipe.frames)
             seen = _one_pass(media, set(wanted), task, best, made, bool(shipped), stage_s)
@@ -246,8 +248,8 @@ def _where_from(
     return video.quality, [q for q in made if q.name != video.quality], shipped
 
 
-def _count_frames(path: Path) -> int:
-    with open_media(path) as media:
+def _count_frames(path: Path, limits: Limits) -> int:
+    with open_media(path, limits) as media:
         return media.count_frames()
 
 

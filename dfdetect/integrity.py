@@ -4,6 +4,7 @@ A part is the word of a finished video; whatever contradicts it is removed toget
 preparing again makes it whole.
 """
 
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,8 +14,6 @@ from typing import NamedTuple
 from dfdetect.errors import DfdetectError
 from dfdetect.files import sha256_of
 from dfdetect.manifest import folder_key, read_part
-
-COLUMNS = ("video_id", "sample_id", "quality", "path", "crop_sha256")
 
 
 class Problem(NamedTuple):
@@ -52,11 +51,11 @@ def remove_damage(data: Path, problems: list[Problem]) -> int:
     parts = {problem.part for problem in problems if problem.part}
     for part in parts:
         for crop in (data / "faces").glob(f"*/{part.stem}/*"):
-            crop.unlink(missing_ok=True)
+            _remove(crop)
         part.unlink(missing_ok=True)
     for problem in problems:
         if problem.part is None:
-            problem.path.unlink(missing_ok=True)
+            _remove(problem.path)
     for folder in (data / "faces").glob("*/*"):
         with suppress(OSError):  # not empty
             folder.rmdir()
@@ -65,11 +64,13 @@ def remove_damage(data: Path, problems: list[Problem]) -> int:
 
 def _damage_of(data: Path, part: Path, claimed: set[Path]) -> list[Problem]:
     try:
-        rows = read_part(part, COLUMNS).to_pylist()
+        rows = read_part(part).to_pylist()  # every column, so that no damage is overlooked
     except DfdetectError as error:
         return [Problem(part, error.message.removeprefix(f"{part}: "), part)]
     if not rows:
         return [Problem(part, "has no rows", part)]
+    if any(not row["path"] or not row["video_id"] for row in rows):
+        return [Problem(part, "has rows without a path or a video", part)]
     if any(folder_key(row["video_id"]) != part.stem for row in rows):
         return [Problem(part, "holds rows of another video", part)]
     problems = []
@@ -82,8 +83,26 @@ def _damage_of(data: Path, part: Path, claimed: set[Path]) -> list[Problem]:
         claimed.add(crop)
         if relative.is_absolute() or ".." in relative.parts:
             problems.append(Problem(part, f"names a file outside the folder: {relative}", part))
-        elif not crop.is_file():
-            problems.append(Problem(crop, "is missing", part))
-        elif sha256_of(crop) != row["crop_sha256"]:
-            problems.append(Problem(crop, "is not what was written", part))
+        elif what := _wrong_with(crop, row["crop_sha256"]):
+            problems.append(Problem(crop, what, part))
     return problems
+
+
+def _wrong_with(crop: Path, digest: str) -> str:
+    """Nothing, if it is the file that was written."""
+    if not crop.is_file():
+        return "is missing"
+    try:
+        return "" if sha256_of(crop) == digest else "is not what was written"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def _remove(path: Path) -> None:
+    """Whatever lies at `path`, also a folder."""
+    try:
+        path.unlink(missing_ok=True)
+    except (IsADirectoryError, PermissionError):
+        if not path.is_dir():
+            raise
+        shutil.rmtree(path)

@@ -59,11 +59,12 @@ _FFMPEG_ERRORS = (av.error.FFmpegError, ValueError, IndexError, UnicodeDecodeErr
 @dataclass(frozen=True)
 class Limits:
     """How much of a stranger's file is opened. A file that is larger, or has a larger picture, is
-    refused; of a longer one, the first `max_frames` frames are decoded and a warning says so."""
+    refused; of a longer one than `max_frames` (None: of any length), only the first frames are
+    decoded and a warning says so."""
 
     max_bytes: int = 4 << 30
     max_pixels: int = 40_000_000  # of one frame
-    max_frames: int = 3000
+    max_frames: int | None = None
 
 
 @dataclass(frozen=True)

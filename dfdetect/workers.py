@@ -154,20 +154,20 @@ def _start_server(context: Any) -> None:
     """Start the server and wait until it has imported, so that a signal in these seconds finds
     nothing half made. Ctrl-C reaches the whole group of processes; the server and its children
     must not answer it: what is blocked stays blocked in whatever is started."""
-    resource_tracker.ensure_running()  # which unblocks signals when it starts
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     first = context.Process(target=int, daemon=True)
     try:
+        resource_tracker.ensure_running()  # which unblocks signals when it starts
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         first.start()
         first.join()
     except (OSError, EOFError) as error:
         raise DfdetectError(
             f"worker processes cannot be started ({error or 'the first ended'})",
-            "see whether memory or the number of processes is limited",
+            "see whether memory, processes or open files are limited; TMPDIR needs a short name",
             ExitCode.ENVIRONMENT,
         ) from error
 

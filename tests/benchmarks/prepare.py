@@ -74,7 +74,7 @@ def encodes(path: Path) -> dict[str, float]:
 def task(path: Path, qualities: tuple[str, ...]) -> Task:
     video = SourceVideo(path, f"benchmark/{path.stem}", 0, "benchmark", "real", (path.stem,))
     out = Path(tempfile.mkdtemp(prefix="dfdetect-"))
-    return Task(video, "train", out, PrepareRecipe(qualities), Limits(max_frames=10**6))
+    return Task(video, "train", out, PrepareRecipe(qualities), Limits())
 
 
 def decode(path: Path) -> None:
