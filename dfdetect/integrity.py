@@ -40,8 +40,15 @@ def find_damage(
         problems += _damage_of(data, part, claimed)
         if on_done:
             on_done(number, len(parts), part.stem)
+    unusable = {problem.part for problem in problems if problem.path == problem.part}
+    finished = {part.stem: part for part in parts}
     for crop in sorted((data / "faces").glob("*/*/*")):
-        if crop not in claimed:
+        part = finished.get(crop.parent.name)
+        if crop in claimed or part in unusable:
+            continue
+        if part:  # its row may be lost
+            problems.append(Problem(crop, "is not in the manifest of its video", part))
+        else:
             problems.append(Problem(crop, "belongs to no finished video", None))
     return problems
 
