@@ -383,7 +383,10 @@ def output_refused(place: Place, number: int, rng: random.Random) -> None:
     if number == 0:
         out.mkdir(mode=0o555)
         if os.getuid() == 0:
-            how["before"] = lambda: (os.setgid(65534), os.setuid(65534))
+            caps = "-dac_override,-dac_read_search"
+            how["through"] = ["setpriv", f"--bounding-set={caps}", f"--inh-caps={caps}"]
+            if subprocess.run([*how["through"], "true"], capture_output=True).returncode:
+                raise Skipped("root without its powers needs setpriv")
     elif number == 1:
         out.write_text("a file")
     elif number == 2:
@@ -392,29 +395,31 @@ def output_refused(place: Place, number: int, rng: random.Random) -> None:
         out.write_text("a file")
         out = out / "data"
     elif number == 4:
+        out.mkdir()
+        (out / ".lock").mkdir()
+    elif number == 5:
         with mounted(place, "-o", "ro") as out:
             _refused_unread(place, out, how)
         return
-    elif number == 5:
-        out.mkdir()
-        (out / "manifest").write_text("a file")
     elif number == 6:
         out.mkdir()
-        (out / ".lock").mkdir()
+        (out / "manifest").write_text("a file")
+        refused(place.run(out).wait(), 4, str(out), "cannot be written")
+        return
     _refused_unread(place, out, how)
 
 
 def _refused_unread(place: Place, out: Path, how: dict) -> None:
     log = place.new("log")
     log.touch()
-    log.chmod(0o666)
     with suppress(Skipped):
-        if "before" not in how:
+        if not how:
             how["through"] = strace(log, "openat")
-    before = tree(out) if out.is_dir() else {}
+    before = tree(out) if os.path.isdir(out) else {}
     refused(place.run(out, **how).wait(), 4, str(out)[:60], "cannot be written")
-    assert f"{place.source}/real/0.mp4" not in log.read_text(errors="replace"), "read a source"
-    assert (tree(out) if out.is_dir() else {}) == before
+    opened = [x for x in log.read_text(errors="replace").splitlines() if ".mp4" in x]
+    assert not opened, f"a source was opened: {opened[0]}"
+    assert (tree(out) if os.path.isdir(out) else {}) == before, "something was written"
 
 
 def output_made(place: Place, number: int, rng: random.Random) -> None:
@@ -423,7 +428,8 @@ def output_made(place: Place, number: int, rng: random.Random) -> None:
 
 
 def temporary_folder(place: Place, number: int, rng: random.Random) -> None:
-    """Full, read-only, missing, on another file system, with a long name: it works all the same."""
+    """Full, read-only, missing, on another file system: it works all the same. A name that is too
+    long for a socket is one clear error."""
     if number < 3:
         options = (("-o", "size=4k"), ("-o", "ro"), ())[number]
         with mounted(place, *options) as point:
@@ -431,11 +437,14 @@ def temporary_folder(place: Place, number: int, rng: random.Random) -> None:
                 with suppress(OSError):
                     (point / "full").write_bytes(bytes(1 << 16))
             _works_with(place, point)
+    elif number == 3:
+        _works_with(place, place.new("missing"))
     else:
-        point = place.new("t" * 200)
-        if number == 4:
-            point.mkdir()
-        _works_with(place, point)
+        long = place.new("t" * 200)
+        long.mkdir()
+        out = place.new()
+        refused(place.run(out, environ={"TMPDIR": str(long)}).wait(), 4, "TMPDIR")
+        resumed(place, out)
 
 
 def _works_with(place: Place, temporary: Path) -> None:
@@ -849,7 +858,7 @@ def damage_and_mend(place: Place, damage: Callable, rng: random.Random) -> None:
     before, times = tree(out), written(out)
     named = verified(place, out)
     for path in places:
-        assert any(str(path) in line for line in named), f"{path} is not in {named}"
+        assert any(str(path) in line or path.stem in line for line in named), (path, named)
     assert tree(out) == before, "--verify changed the folder"
     clean(place.run(out, "--repair").wait(), 0)
     assert tree(out) == place.whole, difference(tree(out), place.whole)
@@ -946,11 +955,9 @@ def in_a_deleted_folder(place: Place, number: int, rng: random.Random) -> None:
         os.rmdir(here)
 
     ended = place.run(out, before=before).wait()
-    clean(ended, 0, 2, 4)
-    if ended.code:
-        refused(ended, ended.code)
-        resumed(place, out)
-    assert tree(out) == place.whole
+    clean(ended, 0, 2, 4)  # a numeric library may refuse to load there, in a line of its own
+    assert ended.err.count("\n") <= 2, ended.err
+    resumed(place, out)
 
 
 def nobody_listens(place: Place, number: int, rng: random.Random) -> None:
@@ -961,7 +968,7 @@ def nobody_listens(place: Place, number: int, rng: random.Random) -> None:
         os.close(reader)
         ended = place.run(out, stdout=writer).wait()
         os.close(writer)
-        clean(ended, 128 + signal.SIGPIPE)
+        clean(ended, 128 + signal.SIGPIPE, 1)
     elif number == 1:
         with open("/dev/full", "w") as full:
             clean(place.run(out, stdout=full).wait(), 4)

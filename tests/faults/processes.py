@@ -155,6 +155,6 @@ def written(folder: Path) -> dict[str, tuple[int, int]]:
     found = {}
     for part in (folder / "manifest").glob("*.parquet"):
         for path in (part, *(folder / "faces").glob(f"*/{part.stem}/*")):
-            status = path.stat()
+            status = path.lstat()
             found[str(path.relative_to(folder))] = (status.st_ino, status.st_mtime_ns)
     return found
