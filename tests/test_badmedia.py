@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SHARED, beside
+from faults.processes import tree
 
 from dfdetect.errors import DfdetectError
 from dfdetect.manifest import read_table
@@ -27,11 +28,15 @@ SLOW = {"bomb"}  # limits on time and memory are tested elsewhere; here they onl
 def sets(tmp_path_factory):
     """[(folder of inputs, cases)] of every set of hostile files."""
     root = beside("DFDETECT_BADMEDIA", SHARED / "badmedia")
+    return folders_of(root, tmp_path_factory.mktemp("badmedia"))
+
+
+def folders_of(root: Path, made: Path) -> list[tuple[Path, list[dict]]]:
+    """The sets that lie in `root`, or that its generator makes in `made`."""
     if not any(
         (root / p.stem.removeprefix("expected_") / "in").is_dir()
         for p in root.glob("expected_*.json")
     ):
-        made = tmp_path_factory.mktemp("badmedia")
         subprocess.run(
             [sys.executable, str(root / "make_badmedia.py"), str(made)],
             check=True,
@@ -78,7 +83,13 @@ def test_scan_gives_each_file_its_class_and_goes_on(sets, run):
     assert wrong == []
 
 
-def test_prepare_takes_what_it_can_and_lists_the_rest(sets, tmp_path):
+def prepared_class(kind: str | None) -> str:
+    """The class of a file, by the kind of its failure in `prepare`, if it failed."""
+    return {"error": "clean-error", "no-face": "ok-no-face", None: "ok-with-faces"}[kind]
+
+
+def test_prepare_takes_what_it_can_and_lists_the_rest_whatever_the_workers(sets, tmp_path):
+    recipe = PrepareRecipe(("raw", "c40"), 2)
     for number, (folder, cases) in enumerate(sets):
         rows, expected = ["path,label"], {}
         for case in cases:
@@ -90,13 +101,17 @@ def test_prepare_takes_what_it_can_and_lists_the_rest(sets, tmp_path):
         (tmp_path / f"in{number}").symlink_to(folder)
         table = tmp_path / f"table{number}.csv"
         table.write_text("\n".join(rows) + "\n")
-        recipe = PrepareRecipe(("raw", "c40"), 4)
-        summary = prepare(table, tmp_path / str(number), recipe, running=Running(workers=2))
-        failures = {f.source: f for f in summary.failures}
+        results = []
+        for workers in (1, 2, 4):
+            out = tmp_path / f"{number}-{workers}"
+            summary = prepare(table, out, recipe, running=Running(workers=workers))
+            results.append((sorted(summary.failures), tree(out)))
+        assert results[0] == results[1] == results[2]
+        failures = {f.source: f for f in results[0][0]}
         wrong = []
         for name, classes in expected.items():
             kind = failures[name].kind if name in failures else None
-            found = {"error": "clean-error", "no-face": "ok-no-face", None: "ok-with-faces"}[kind]
+            found = prepared_class(kind)
             if found not in classes and found != "clean-error":
                 wrong.append((name, found, classes))
             if kind == "error":

@@ -112,6 +112,19 @@ class Run:
         return file.read().decode(errors="replace")
 
 
+def in_this_process(*arguments: object) -> Ended:
+    """The same command line without a process of its own."""
+    from typer.testing import CliRunner
+
+    from dfdetect.cli import app
+
+    started = time.monotonic()
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    return Ended(
+        result.exit_code, result.stdout, result.stderr, time.monotonic() - started, left=[]
+    )
+
+
 def parent_of(pid: int) -> int:
     with suppress(OSError):
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
