@@ -293,12 +293,41 @@ def probe(path: str | Path) -> VideoInfo:
         return media.info
 
 
-def media_below(root: Path) -> list[Path]:
-    """Media files below `root`, by suffix, sorted; links to folders are not followed."""
-    found = []
-    for parent, folders, names in os.walk(root):
-        folders.sort()
-        found += [Path(parent, n) for n in names if Path(n).suffix.lower() in MEDIA_SUFFIXES]
+def media_below(root: Path, whole: bool = False) -> list[Path]:
+    """Media files below `root`, by suffix, sorted; hidden names are left out.
+
+    Links to folders are not followed, for they may lead out of a stranger's folder. With `whole`,
+    for the user's own data sets, they are, each folder once, its own place before a link to it.
+
+    Errors: with `whole`, DfdetectError naming a folder that cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        if error.filename != os.fspath(root) or not isinstance(
+            error, FileNotFoundError | NotADirectoryError
+        ):
+            raise DfdetectError(
+                f"{error.filename}: cannot be read ({error.strerror})", "allow it, or move it away"
+            ) from error
+
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    for parent, folders, names in os.walk(
+        root, onerror=refuse if whole else None, followlinks=whole
+    ):
+        if whole:
+            place = os.stat(parent)
+            if (place.st_dev, place.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((place.st_dev, place.st_ino))
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders.sort(key=lambda name: (os.path.islink(os.path.join(parent, name)), name))
+        found += [
+            Path(parent, name)
+            for name in names
+            if not name.startswith(".") and Path(name).suffix.lower() in MEDIA_SUFFIXES
+        ]
     return sorted(found)
 
 

@@ -738,3 +738,36 @@ def test_names_that_are_not_utf8_are_escaped(tmp_path):
     open(place + b"/000_W1\xff.mp4", "w").close()
     (video,) = listing_of("auto", tmp_path).videos
     assert video.video_id == "DeeperForensics-1.0/end_to_end/000_W1\\udcff"
+
+
+def test_a_linked_manipulation_folder_is_listed_and_a_loop_of_links_ends(tmp_path):
+    touch(tmp_path, "elsewhere/deep/ann.mp4", "set/real/ann.mp4", "set/fake/swap/bob.mp4")
+    fake = tmp_path / "set" / "fake"
+    (fake / "Deepfakes").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (fake / "swap" / "around").symlink_to(fake, target_is_directory=True)
+    (fake / "alias").symlink_to(fake / "swap", target_is_directory=True)
+    videos = by_id(list_source("auto", tmp_path / "set", DatasetOptions()))
+    assert {name: v.manipulation for name, v in videos.items()} == {
+        "fake/Deepfakes/deep/ann.mp4": "Deepfakes",
+        "fake/swap/bob.mp4": "swap",
+        "real/ann.mp4": "real",
+    }
+
+
+def test_a_folder_that_may_not_be_read_is_an_error_that_names_it(tmp_path, monkeypatch):
+    touch(tmp_path, "real/ann.mp4", "fake/swap/locked/bob.mp4")
+    scandir = os.scandir
+
+    def refusing(path="."):
+        if os.fspath(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(DfdetectError, match=r"fake/swap/locked: cannot be read \(Permission"):
+        list_source("folder", tmp_path, DatasetOptions())
+
+
+def test_hidden_files_are_no_videos(tmp_path):
+    touch(tmp_path, "real/ann.mp4", "real/._ann.mp4", "fake/swap/.trash/bob.mp4")
+    assert set(by_id(list_source("folder", tmp_path, DatasetOptions()))) == {"real/ann.mp4"}

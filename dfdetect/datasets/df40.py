@@ -85,7 +85,7 @@ def _methods_in(place: Path) -> list[Path]:
 
 def _videos(source: Path, folder: Path, method: str, domain: str, label: int) -> list[SourceVideo]:
     frames: dict[Path, list[str]] = defaultdict(list)
-    for path in media_below(folder):
+    for path in media_below(folder, whole=True):
         if is_picture(path.name) and not set(NO_FACES) & set(path.relative_to(folder).parts):
             frames[path.parent].append(path.name)
     videos = []

@@ -76,7 +76,7 @@ def _subsets(source: Path) -> list[SourceVideo]:
         for level, split in LEVELS.items():
             videos += [
                 _picture(source, path, label, name if label else "real", split, name)
-                for path in media_below(subset / level)
+                for path in media_below(subset / level, whole=True)
                 if is_picture(path.name) and path.parent.name.lower() not in ("mask", "masks")
             ]
     return videos
@@ -96,7 +96,7 @@ def _labelled(source: Path) -> list[SourceVideo]:
     for level in ("train", "eval", "test"):
         for side, label in (("Real", 0), ("Fake", 1)):
             folder = source / level / side
-            for path in media_below(folder):
+            for path in media_below(folder, whole=True):
                 if not is_picture(path.name):
                     continue
                 inner = path.relative_to(folder)

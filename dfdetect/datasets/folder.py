@@ -23,9 +23,9 @@ def list_videos(source: Path, options: DatasetOptions) -> Listing:
     if not looks_right(source):
         raise DfdetectError(f"{source}: neither real/ nor fake/ found", EXPECTED)
     videos = []
-    for path in media_below(source / "real"):
+    for path in media_below(source / "real", whole=True):
         videos.append(_video(source, path, 0, "real"))
-    for path in media_below(source / "fake"):
+    for path in media_below(source / "fake", whole=True):
         parts = path.relative_to(source / "fake").parts
         videos.append(
             _video(source, path, 1, text_of(Path(parts[0])) if len(parts) > 1 else "fake")

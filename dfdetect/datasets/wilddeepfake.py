@@ -105,7 +105,7 @@ def _in_archive(path: Path) -> dict[str, list[str]]:
 def _in_folder(path: Path) -> dict[str, list[str]]:
     """{folder of a sequence below `path`: names of its pictures}."""
     sequences: dict[str, list[str]] = defaultdict(list)
-    for picture in media_below(path):
+    for picture in media_below(path, whole=True):
         if is_picture(picture.name):
             sequences[picture.parent.relative_to(path).as_posix()].append(picture.name)
     return dict(sequences)
