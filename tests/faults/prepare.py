@@ -13,7 +13,6 @@ import csv
 import json
 import os
 import random
-import re
 import resource
 import shutil
 import signal
@@ -209,11 +208,14 @@ def killed_again_and_again(place: Place, number: int, rng: random.Random) -> Non
 # --- P4: a fault at the n-th system call -----------------------------------------------------
 
 
-def strace(log: Path, calls: str, inject: str = "") -> list[str]:
+def strace(log: Path, calls: str, inject: str = "", path: Path | None = None) -> list[str]:
+    """The command that runs another one under strace, with a fault at some of `calls`, of those
+    on `path` if it is given."""
     if not shutil.which("strace"):
         raise Skipped("strace is not installed")
     options = ["-e", f"inject={calls}:{inject}"] if inject else []
-    return ["strace", "-f", "-qq", "-y", "--seccomp-bpf", "-o", str(log),
+    options += ["-P", str(path)] if path else ["--seccomp-bpf"]
+    return ["strace", "-f", "-qq", "-y", "-o", str(log),
             "-e", f"trace={calls}", "-e", "signal=none", *options]  # fmt: skip
 
 
@@ -256,75 +258,32 @@ def failed_at_an_fsync(place: Place, number: int, rng: random.Random) -> None:
     resumed(place, out)
 
 
-def failed_at_a_write(place: Place, number: int, rng: random.Random) -> None:
-    def is_ours(line: str, out: Path) -> bool:
-        return f"<{out}/" in line
-
-    counts = _calls(place, "write", is_ours)
-    out, log = place.new(), place.new("log")
-    inject = f"error=ENOSPC:when={counts[number % len(counts)]}"
-    ended = place.run(out, "--workers", "1", through=strace(log, "write", inject)).wait()
-    hit = [line for line in log.read_text(errors="replace").splitlines() if "INJECTED" in line]
-    if not hit or not is_ours(hit[0], out):
-        raise Skipped("another process was at its n-th write first")
-    refused(ended, 4, f"{out}/", "cannot be written (No space left on device)")
-    resumed(place, out)
-
-
 def failed_at_a_read(place: Place, number: int, rng: random.Random) -> None:
-    def is_ours(line: str, out: Path) -> bool:
-        return f"<{place.source}/" in line
-
-    counts = _calls(place, "read,pread64", is_ours)
+    """Of the bytes of one video, the n-th time that they are read."""
     out, log = place.new(), place.new("log")
-    inject = f"error=EIO:when={counts[number % len(counts)]}"
-    ended = place.run(out, "--workers", "1", through=strace(log, "read,pread64", inject)).wait()
-    hit = [line for line in log.read_text(errors="replace").splitlines() if "INJECTED" in line]
-    ours = [line for line in hit if is_ours(line, out)]
-    if not ours or ours != hit:
-        raise Skipped("another process was at its n-th read")
+    clips = sorted(place.source.rglob("*.mp4"))
+    clip, n = clips[number % len(clips)], number // len(clips) + 1
+    through = strace(log, "read,pread64", f"error=EIO:when={n}", clip)
+    ended = place.run(out, "--workers", "1", through=through).wait()
+    if "INJECTED" not in log.read_text(errors="replace"):
+        raise Skipped("the file is read less often")
     clean(ended, 3)
-    name = re.search(rf"<{re.escape(str(place.source))}/([^>]*)>", ours[0])[1]
     (failure,) = failures(out).values()
-    assert failure["source"].endswith(name), f"{failure} is not about {name}"
+    assert clip.match(f"*/{failure['source']}"), f"{failure} is not about {clip}"
     resumed(place, out)
 
 
 def failed_at_a_read_of_a_part(place: Place, number: int, rng: random.Random) -> None:
-    """On a finished folder; the parts are read by the process that plans."""
-
-    def is_ours(line: str, out: Path) -> bool:
-        return f"<{out}/" in line
-
-    counts = _calls(place, "read,pread64", is_ours, finished=True)
+    """On a finished folder; a read that fails changes nothing, and the part is named."""
     out, log = place.prepared(), place.new("log")
-    inject = f"error=EIO:when={rng.choice(counts)}"
-    ended = place.run(out, "--workers", "1", through=strace(log, "read,pread64", inject)).wait()
-    hit = [line for line in log.read_text(errors="replace").splitlines() if "INJECTED" in line]
-    if not hit or not is_ours(hit[0], out):
-        raise Skipped("another process was at its n-th read")
+    part = a_part(out, rng)
+    through = strace(log, "read,pread64", f"error=EIO:when={number + 1}", part)
+    ended = place.run(out, "--workers", "1", through=through).wait()
+    if "INJECTED" not in log.read_text(errors="replace"):
+        raise Skipped("the file is read less often")
     clean(ended, 0, 2, 4)
-    assert ended.code == 0 or str(out) in ended.err, ended.err
+    assert ended.code == 0 or str(part) in ended.err, ended.err
     assert tree(out) == place.whole, "a failed read changed the folder"
-
-
-def _calls(
-    place: Place, calls: str, is_ours: Callable[[str, Path], bool], finished: bool = False
-) -> list[int]:
-    """For which n the n-th of these calls of one process is on a file of ours."""
-    key = f"calls {calls} {finished}"
-    if key not in vars(place):
-        out, log = place.prepared() if finished else place.new(), place.new("log")
-        clean(place.run(out, "--workers", "1", through=strace(log, calls)).wait(), 0)
-        counts, found = Counter(), set()
-        for line in log.read_text(errors="replace").splitlines():
-            pid, _, call = line.partition(" ")
-            if "resumed>" not in line and re.match(r" *[a-z0-9]+\(", call):
-                counts[pid] += 1
-                if is_ours(line, out):
-                    found.add(counts[pid])
-        vars(place)[key] = sorted(found)
-    return vars(place)[key]
 
 
 # --- P5: a full disk -------------------------------------------------------------------------
@@ -349,18 +308,29 @@ DISK_VARIANTS = ((), ("--format", "webp"), ("--qualities", "raw,j30"))
 
 def disk_full(place: Place, number: int, rng: random.Random) -> None:
     """At 10 to 90 % of what is needed; then PNG, WebP and JPEG-degraded crops at 55 %."""
-    variant = DISK_VARIANTS[max(0, number - 9) % 3]
     share = (number + 1) / 10 if number < 9 else 0.55
-    want = place.new()
-    clean(place.do(want, *variant), 0)
+    fill_the_disk(place, share, DISK_VARIANTS[max(0, number - 9) % 3])
+
+
+def failed_at_a_write(place: Place, number: int, rng: random.Random) -> None:
+    """Whichever write it is that finds the disk full."""
+    fill_the_disk(place, rng.uniform(0.01, 0.97))
+
+
+def fill_the_disk(place: Place, share: float, variant: tuple[str, ...] = ()) -> None:
+    want = place.folder / "whole"
+    if variant:
+        want = place.new()
+        clean(place.do(want, *variant), 0)
     whole = tree(want)
     pages = sum(-(-p.stat().st_size // 4096) for p in want.rglob("*") if p.is_file())
-    with mounted(place, "-o", f"size={int(pages * share) * 4}k") as point:
+    with mounted(place, "-o", f"size={max(1, int(pages * share)) * 4}k") as point:
         out = point / "data"
         refused(place.do(out, *variant), 4, f"{out}", "No space left on device")
         parts = sorted((out / "manifest").glob("*.parquet"))
+        hashes = tree(out)
         for row in pa.concat_tables([pq.read_table(p) for p in parts]).to_pylist() if parts else []:
-            assert tree(out)[row["path"]] == row["crop_sha256"], f"{row['path']} is cut"
+            assert hashes[row["path"]] == row["crop_sha256"], f"{row['path']} is cut"
         grow = ["mount", "-o", f"remount,size={pages * 8}k", str(point)]
         subprocess.run(grow, check=True)
         resumed(place, out, *variant, whole=whole)
