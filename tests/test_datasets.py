@@ -12,6 +12,7 @@ from dfdetect.datasets import deepfakebench, ffpp
 from dfdetect.datasets.base import DatasetOptions
 from dfdetect.errors import DfdetectError
 from dfdetect.manifest import assign_splits, identity_leaks
+from dfdetect.video import media_below
 
 
 def list_source(name, source, options):
@@ -140,6 +141,12 @@ def test_a_list_of_splits_applies_to_folders_and_tables_alike(tmp_path, by):
         ("path,split\nann.mp4,dev\n", "unknown split 'dev'"),
         ("file,part\nann.mp4,test\n", "not a list of splits"),
         ("path,split\nzoe.mp4,test\n", "lists none of the 1 files"),
+        ("path,split\nreal/ann.mp4\n", "line 2: unknown split ''"),
+        ("split,path\ntest\n", "line 2: no path"),
+        (
+            "path,split\nreal/ann.mp4,train\nreal/ann.mp4,test\n",
+            "real/ann.mp4 is listed as train and as test",
+        ),
     ],
 )
 def test_a_list_of_splits_that_does_not_fit_is_refused(tmp_path, text, complaint):
@@ -197,6 +204,16 @@ def test_ffpp_gives_a_fake_its_mask(tmp_path):
     videos = by_id(list_source("ffpp", tmp_path, DatasetOptions()))
     assert videos["Deepfakes/000_003"].mask == tmp_path / mask
     assert videos["NeuralTextures/001_870"].mask is None
+
+
+def test_ffpp_gives_a_real_the_mask_of_its_first_fake(tmp_path):
+    ffpp_tree(tmp_path)
+    parts = [f"manipulated_sequences/{method}" for method in ("Deepfakes", "FaceSwap")]
+    for part in parts:
+        touch(tmp_path, f"{part}/raw/videos/000_003.mp4", f"{part}/masks/videos/000_003.mp4")
+    videos = by_id(list_source("ffpp", tmp_path, DatasetOptions()))
+    assert videos["real/000"].mask == tmp_path / parts[0] / "masks/videos/000_003.mp4"
+    assert videos["real/003"].mask is None and videos["real/001"].mask is None
 
 
 def test_ffpp_counts_what_is_found_and_names_what_is_missing(tmp_path):
@@ -260,6 +277,30 @@ def test_ffpp_leaves_footage_that_train_has_out_of_test(tmp_path):
     crossing_tree(tmp_path)
     listing = listing_of("ffpp", tmp_path, drop_cross_source=True)
     assert splits_of(listing) == {"real/754": "train", "real/755": "train", "real/757": "test"}
+
+
+@pytest.mark.parametrize("by", ["identity", "path"])
+def test_ffpp_leaves_footage_that_test_has_out_of_val(tmp_path, by):
+    crossing_tree(tmp_path)
+    (tmp_path / "mine.csv").write_text(
+        "identity,split\n754,val\n755,val\n756,test\n757,test\n"
+        if by == "identity"
+        else "path,split\n"
+        + "".join(
+            f"original_sequences/youtube/raw/videos/{i}.mp4,{split}\n"
+            for i, split in ((754, "val"), (755, "val"), (756, "test"), (757, "test"))
+        )
+        + "".join(
+            f"manipulated_sequences/FaceSwap/raw/videos/{pair}.mp4,test\n"
+            for pair in ("756_757", "757_756")
+        )
+    )
+    listing = listing_of("ffpp", tmp_path, drop_cross_source=True, splits=tmp_path / "mine.csv")
+    assert splits_of(listing) == {
+        "real/754": "val", "real/756": "test", "real/757": "test",
+        "FaceSwap/756_757": "test", "FaceSwap/757_756": "test",
+    }  # fmt: skip
+    assert any("755-756 (val/test); 1 videos of val and" in note for note in listing.notes)
 
 
 @pytest.mark.parametrize("pad", [3, 0])
@@ -404,6 +445,28 @@ def test_dfdc_splits_by_part_and_keeps_a_fake_with_its_original(tmp_path):
     fake, real = videos["dfdc_train_part_0/x0"], videos["dfdc_train_part_0/real0"]
     assert fake.identities == real.identities
     assert listing.missing["dfdc_train_part_0"] == ["gone.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("header", "folder", "name"),
+    [
+        ("filename,label", "videos", "dfdc"),
+        ("path,class", "videos", "folder"),
+        ("filename,label", "clips", "folder"),
+    ],
+)
+def test_a_labels_csv_is_that_of_dfdc_only_by_its_header_and_videos(tmp_path, header, folder, name):
+    touch(tmp_path, f"{folder}/t.mp4", "real/ann.mp4")
+    (tmp_path / "labels.csv").write_text(f"{header}\nt.mp4,1\n")
+    assert len(listing_of("auto", tmp_path).videos) == 1
+    assert datasets.SHELF["dfdc"].looks_right(tmp_path) == (name == "dfdc")
+
+
+def test_a_line_of_labels_without_a_file_is_an_error(tmp_path):
+    dfdc_tree(tmp_path)
+    (tmp_path / "test" / "labels.csv").write_text("label,filename\n1\n0,\n")
+    with pytest.raises(DfdetectError, match="line 2: no filename"):
+        listing_of("dfdc", tmp_path)
 
 
 def test_the_sample_of_dfdc_is_training_data_and_says_so(tmp_path):
@@ -752,6 +815,7 @@ def test_a_linked_manipulation_folder_is_listed_and_a_loop_of_links_ends(tmp_pat
         "fake/swap/bob.mp4": "swap",
         "real/ann.mp4": "real",
     }
+    assert media_below(fake) == [fake / "swap" / "bob.mp4"]  # a scan stays where it was sent
 
 
 def test_a_folder_that_may_not_be_read_is_an_error_that_names_it(tmp_path, monkeypatch):
@@ -771,3 +835,28 @@ def test_a_folder_that_may_not_be_read_is_an_error_that_names_it(tmp_path, monke
 def test_hidden_files_are_no_videos(tmp_path):
     touch(tmp_path, "real/ann.mp4", "real/._ann.mp4", "fake/swap/.trash/bob.mp4")
     assert set(by_id(list_source("folder", tmp_path, DatasetOptions()))) == {"real/ann.mp4"}
+
+
+def test_a_row_that_ends_early_or_late_is_no_crash(tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("path,label,part\na.mp4,real\nb.mp4,fake,main\n")
+    (video,) = listing_of("table", table, where={"part": "main"}).videos
+    assert video.source == "b.mp4"
+    with pytest.raises(DfdetectError, match="part=other matches none of 2 rows"):
+        listing_of("table", table, where={"part": "other"})
+    table.write_text("file,label\na.mp4,real,more\n")
+    with pytest.raises(DfdetectError, match="no column 'path'"):
+        listing_of("table", table)
+
+
+def test_a_list_nested_beyond_reading_is_an_error_and_not_a_crash(tmp_path):
+    (tmp_path / "list.json").write_text("[" * 200_000)
+    with pytest.raises(DfdetectError, match="not valid JSON"):
+        listing_of("deepfakebench", tmp_path / "list.json")
+
+
+def test_official_lists_that_give_an_id_two_splits_are_refused(tmp_path):
+    ffpp_tree(tmp_path)
+    (tmp_path / "splits" / "val.json").write_text('[["003", "870"]]')
+    with pytest.raises(DfdetectError, match="003 is listed as train and as val"):
+        listing_of("ffpp", tmp_path)

@@ -60,7 +60,8 @@ def read_splits(path: Path) -> dict[str, str]:
     The CSV has the columns `path` (or `identity`) and `split`; the folder holds train.json,
     val.json and test.json, each a list of ids or of pairs of ids, as FaceForensics++ ships them.
 
-    Errors: DfdetectError if it is neither, or names a split other than train, val and test.
+    Errors: DfdetectError if it is neither, names a split other than train, val and test, or gives
+    one name two splits.
     """
     if path.is_dir():
         return _json_splits(path)
@@ -70,10 +71,25 @@ def read_splits(path: Path) -> dict[str, str]:
         raise DfdetectError(
             f"{path}: not a list of splits", "it needs the columns path (or identity) and split"
         )
-    splits = {row[key].strip(): row["split"].strip() for row in rows}
-    if strange := sorted(set(splits.values()) - set(SPLITS)):
-        raise DfdetectError(f"{path}: unknown split {strange[0]!r}", f"use {', '.join(SPLITS)}")
+    splits: dict[str, str] = {}
+    for number, row in enumerate(rows, start=2):
+        name, split = (row[key] or "").strip(), (row["split"] or "").strip()
+        if not name:
+            raise DfdetectError(f"{path}, line {number}: no {key}", "complete the line")
+        if split not in SPLITS:
+            raise DfdetectError(
+                f"{path}, line {number}: unknown split {split!r}", f"use {', '.join(SPLITS)}"
+            )
+        _put(splits, name, split, path)
     return splits
+
+
+def _put(splits: dict[str, str], name: str, split: str, path: Path) -> None:
+    """Errors: DfdetectError if `name` has another split already."""
+    if (earlier := splits.setdefault(name, split)) != split:
+        raise DfdetectError(
+            f"{path}: {name} is listed as {earlier} and as {split}", "give it one split"
+        )
 
 
 def _json_splits(folder: Path) -> dict[str, str]:
@@ -84,9 +100,9 @@ def _json_splits(folder: Path) -> dict[str, str]:
         ids = read_json(folder / f"{split}.json")
         if not isinstance(ids, list) or not all(isinstance(i, str | list) for i in ids):
             raise DfdetectError(f"{folder / split}.json: not a list of ids or of pairs of ids")
-        splits |= {
-            str(i): split for entry in ids for i in ([entry] if isinstance(entry, str) else entry)
-        }
+        for entry in ids:
+            for i in [entry] if isinstance(entry, str) else entry:
+                _put(splits, str(i), split, folder)
     return splits
 
 

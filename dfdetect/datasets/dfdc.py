@@ -33,7 +33,7 @@ EXPECTED = "expected dfdc_train_part_<N>/{*.mp4, metadata.json} and test/{videos
 
 
 def looks_right(source: Path) -> bool:
-    return bool(_parts(source) or _test_lists(source))
+    return bool(_parts(source)) or any(map(_looks_like_test, _test_lists(source)))
 
 
 def list_videos(source: Path, options: DatasetOptions) -> Listing:
@@ -132,6 +132,17 @@ def _test_lists(source: Path) -> list[Path]:
     return [path for path in usual if path.is_file()][:1]
 
 
+def _looks_like_test(path: Path) -> bool:
+    """Whether a labels.csv is that of the test set, and not anybody's: by header and videos/."""
+    try:
+        with path.open("rb") as file:
+            header = file.readline(4096).decode("utf-8-sig", "replace")
+    except OSError:
+        return False
+    columns = {name.strip().strip('"') for name in header.split(",")}
+    return {"filename", "label"} <= columns and (path.parent / "videos").is_dir()
+
+
 # --- what their lists say --------------------------------------------------------------------
 
 
@@ -161,4 +172,6 @@ def _read_labels(path: Path) -> dict[str, int]:
             raise DfdetectError(
                 f"{path}, line {number}: label {row['label']!r}", "use 0 for real and 1 for fake"
             )
+        if not row["filename"]:
+            raise DfdetectError(f"{path}, line {number}: no filename", f"restore it from {HOME}")
     return {row["filename"]: int(row["label"]) for row in rows}

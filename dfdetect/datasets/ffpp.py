@@ -10,11 +10,15 @@
 the disk has of it, and its other qualities are `shipped`. `splits/{train,val,test}.json` are lists
 of pairs; reals a, b and fakes a_b, b_a of a pair belong to its split. `conversion_dict.json` names
 the YouTube video that each target was cut from.
+
+A mask says which of several faces was manipulated. A fake has its target's frames (some methods
+stop early), so a real takes the mask of its first fake that has one: both show the same person.
 """
 
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dfdetect.datasets.base import (
@@ -77,6 +81,7 @@ def list_videos(source: Path, options: DatasetOptions) -> Listing:
             notes.append(f"{part}: {len(files) - len(named)} other names left out, as {first}.mp4")
         for stem, at in named.items():
             videos.append(_video(source, part, stem, at, splits, footage))
+    videos = _with_masks(videos)
     unlisted = [v for v in videos if splits and v.split is None]
     if unlisted:
         raise DfdetectError(
@@ -89,8 +94,9 @@ def list_videos(source: Path, options: DatasetOptions) -> Listing:
     if found["original_sequences/actors"] + found[f"manipulated_sequences/{DFD}"]:
         videos, note = _without_official_split(videos, options)
         notes.append(note)
-    crossings = _crossings(videos, splits, footage)
-    videos, more = _drop_crossings(videos, crossings, splits, options)
+    homes = {v.identities[0]: v.split for v in videos if v.dataset == FFPP and v.split} | splits
+    crossings = _crossings(videos, homes, footage)
+    videos, more = _drop_crossings(videos, crossings, homes, options)
     missing = _missing(split_files, versions) if split_files else {}
     return Listing(videos, EXPECTED, HOME, found, missing, [*notes, *more])
 
@@ -124,6 +130,18 @@ def _video(
         shipped={quality: path for quality, path in at.items() if quality != best},
         mask=mask if manipulation != "real" and mask.is_file() else None,
     )
+
+
+def _with_masks(videos: Sequence[SourceVideo]) -> list[SourceVideo]:
+    """FaceForensics++'s reals with the mask of the first fake of the same target that has one."""
+    masks: dict[str, Path] = {}
+    for video in videos:
+        if video.dataset == FFPP and video.mask:
+            masks.setdefault(video.identities[0], video.mask)
+    return [
+        replace(v, mask=masks.get(v.identities[0])) if v.dataset == FFPP and not v.label else v
+        for v in videos
+    ]
 
 
 def _part(video: SourceVideo) -> str:
@@ -219,15 +237,18 @@ def _drop_crossings(
     splits: Mapping[str, str],
     options: DatasetOptions,
 ) -> tuple[list[SourceVideo], list[str]]:
-    """Without the videos of val and test whose footage is in train too, if that was asked for."""
+    """Each piece of footage in one split, if that was asked for: what train has is left out of val
+    and test, what test has is left out of val."""
     if not crossings:
         return list(videos), []
     shown = ", ".join(f"{'-'.join(g)} ({'/'.join(splits[i] for i in g)})" for g in crossings)
     note = f"one YouTube video is in two official splits: {shown}"
     if not options.drop_cross_source:
         return list(videos), [f"{note}; --drop-cross-source leaves them out of val and test"]
-    seen = {i for g in crossings if any(splits[j] == "train" for j in g) for i in g}
-    kept = [
-        v for v in videos if v.dataset != FFPP or v.split == "train" or not seen & set(v.identities)
-    ]
+    gone: dict[str | None, set[str]] = defaultdict(set)
+    for group in crossings:
+        in_train = any(splits[i] == "train" for i in group)
+        for split in ("val", "test") if in_train else ("val",):
+            gone[split].update(group)
+    kept = [v for v in videos if v.dataset != FFPP or not gone[v.split] & set(v.identities)]
     return kept, [f"{note}; {len(videos) - len(kept)} videos of val and test are left out"]

@@ -26,7 +26,7 @@ def list_videos(source: Path, options: DatasetOptions) -> Listing:
         raise DfdetectError(
             f"{source}: the table has no rows", "it needs a header and one line per file"
         )
-    headings = set(rows[0])
+    headings = set(rows[0]) - {None}  # under None DictReader puts what is beyond the header
     if strange := [k for k in options.columns if k not in COLUMNS]:
         raise DfdetectError(
             f"--columns names {strange[0]!r}", f"it maps {', '.join(COLUMNS)} to your headings"
@@ -40,7 +40,7 @@ def list_videos(source: Path, options: DatasetOptions) -> Listing:
         )
     videos = []
     for number, row in enumerate(rows, start=2):
-        if any(row[column] != value for column, value in options.where.items()):
+        if any((row[column] or "") != value for column, value in options.where.items()):
             continue
         cell = {c: (row.get(heading[c]) or "").strip() for c in COLUMNS}
         label = LABELS.get(cell["label"].lower())
@@ -70,7 +70,7 @@ def list_videos(source: Path, options: DatasetOptions) -> Listing:
         )
     if options.where and not videos:
         column, value = next(iter(options.where.items()))
-        held = ", ".join(sorted({row[column] for row in rows})[:8])
+        held = ", ".join(sorted({row[column] or "" for row in rows})[:8])
         raise DfdetectError(
             f"{source}: --where {column}={value} matches none of {len(rows)} rows",
             f"{column} holds {held}",
