@@ -6,6 +6,7 @@ people, splits and qualities; the CSV as a table of pictures.
 
 import csv
 import io
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -103,6 +104,9 @@ COLUMNS = (
 def as_csv(data: Path) -> str:
     """A line per crop with a header; people are joined by `;`, as a table that prepare reads.
 
+    A name that a spreadsheet would take for a formula gets an apostrophe before it, wherever it
+    stands, so that it stays one name.
+
     Errors: DfdetectError if `data` is not a prepared folder.
     """
     buffer = io.StringIO()
@@ -113,16 +117,24 @@ def as_csv(data: Path) -> str:
             (
                 sample.path.relative_to(data).as_posix(),
                 "fake" if sample.label else "real",
-                printable(sample.manipulation),
-                printable(";".join(sample.identities)),
+                _cell(sample.manipulation),
+                ";".join(map(_cell, sample.identities)),
                 sample.split,
-                printable(sample.dataset),
+                _cell(sample.dataset),
                 sample.quality,
-                printable(sample.video_id),
+                _cell(sample.video_id),
                 sample.track_id,
             )
         )
     return buffer.getvalue()
+
+
+def _cell(text: str) -> str:
+    """Names come from strangers: none is a formula. A number is none, whatever its sign."""
+    formula = text.startswith(("=", "+", "-", "@", "\t", "\r"))
+    if formula and not re.fullmatch(r"[+-]\d+(\.\d+)?", text):
+        text = f"'{text}"
+    return printable(text)
 
 
 FORMATS: dict[str, Callable[[Path], Any]] = {"deepfakebench": as_deepfakebench, "csv": as_csv}

@@ -100,6 +100,21 @@ def test_a_csv_has_a_line_per_crop_and_is_a_table_that_prepare_reads(data):
     assert [v.path.is_file() for v in listing.videos] == [True] * 4
 
 
+def test_no_cell_of_a_csv_is_a_formula_and_numbers_stay_numbers(tmp_path):
+    names = ("=1+1", "+cmd|x", "-a", "@sum", "\tx", "\rx", "-3", "+4.5", "ann=1")
+    for i, name in enumerate(names):
+        add_video(tmp_path, f"set/{i}", name, "train", [name], n_frames=1)
+    add_video(tmp_path, "=set/9", "real", "train", ["ann", "=1+1"], n_frames=1)
+    rows = list(csv.DictReader(io.StringIO(as_csv(tmp_path))))
+    cells = {
+        row["video_id"]: (row["identity"], row["manipulation"], row["dataset"]) for row in rows
+    }
+    said = ("'=1+1", "'+cmd|x", "'-a", "'@sum", r"'\tx", r"'\rx", "-3", "+4.5", "ann=1")
+    assert cells == {f"set/{i}": (name, name, "set") for i, name in enumerate(said)} | {
+        "'=set/9": ("ann;'=1+1", "real", "'=set")
+    }
+
+
 def test_info_prints_an_export_and_nothing_else(cli, data):
     assert json.loads(cli("info", data, "--export", "deepfakebench").stdout) == as_deepfakebench(
         data
