@@ -77,9 +77,17 @@ FFPP_SAME_FOOTAGE = (
     ("837", "838"), ("875", "876"), ("982", "983"),
 )  # fmt: skip
 """Videos cut from one YouTube video that the official split puts into two splits."""
-OF_FFPP = frozenset({FFPP, "DeeperForensics-1.0", "DF40", "DFFD"})
+OF_FFPP = frozenset({FFPP, "FaceShifter", "DeeperForensics-1.0", "DF40", "DFFD"})
 OF_CELEB_DF = frozenset({"Celeb-DF-v2", "DF40"})
 """Sets made from the videos of FaceForensics++ and Celeb-DF, under whose ids they name people."""
+OFFICIAL = frozenset(
+    {
+        "faceforensics", "faceshifter", "deepfakedetection", "deeperforensics10", "celebdfv1",
+        "celebdfv2", "dfdc", "dfdcp", "ffiw10k", "wilddeepfake", "df40", "dffd", "uadfv",
+    }
+)  # fmt: skip
+"""Sets that number their people on their own, as lower-case letters and digits: 000 of one is
+nobody in another. In folders and tables of others, people of one name may be one person."""
 LEAKS = frozenset(
     {"people", "other parent", "footage", "one split", "same file", "same crop", "labels"}
 )
@@ -296,6 +304,14 @@ def people_keep_to_one_split(data: Prepared) -> Finding:
         for person in video.people:
             holders[person].append(video)
     leaks = identity_leaks((v.people, split) for v in data.videos for split in v.splits)
+    if not leaks and (namesakes := _namesakes(data)):
+        shown = ", ".join(namesakes[:8]) + (", ..." if len(namesakes) > 8 else "")
+        return finding(
+            "WARN",
+            f"{len(namesakes)} people of one name are in more than one split under different sets "
+            f"({shown}): if they are the same, give each one split.",
+            namesakes,
+        )
     if not leaks:
         return finding("OK", f"none of {len(holders)} people is in more than one split.", [])
     refused = [person for person in leaks if not data.accepted(holders[person])]
@@ -307,6 +323,13 @@ def people_keep_to_one_split(data: Prepared) -> Finding:
         if refused
         else finding("WARN", text + "prepare was told to accept that.", list(leaks))
     )
+
+
+def _namesakes(data: Prepared) -> list[str]:
+    """Names of people in more than one split, whatever set of folders and tables they are in;
+    prepare refuses them in one folder."""
+    unofficial = [v for v in data.videos if not _is_official(v["dataset"])]
+    return list(identity_leaks((v.identities, split) for v in unofficial for split in v.splits))
 
 
 def both_parents_in_one_split(data: Prepared) -> Finding:
@@ -331,13 +354,7 @@ def both_parents_in_one_split(data: Prepared) -> Finding:
 
 def footage_keeps_to_one_split(data: Prepared) -> Finding:
     finding = partial(Finding, (2,), "footage")
-    groups: dict[str, list[Video]] = defaultdict(list)
-    known = {f"{FFPP}/{i}": f"{FFPP} {'+'.join(pair)}" for pair in FFPP_SAME_FOOTAGE for i in pair}
-    for video in data.videos:
-        target = video.people[0] if video.identities else ""
-        of_ffpp = re.fullmatch(rf"{re.escape(FFPP)}/\d{{3}}", target)
-        if name := video["footage"] or known.get(target) or (target if of_ffpp else ""):
-            groups[name].append(video)
+    groups = _by_footage(data.videos)
     if not groups:
         return finding("unchecked", "the manifest names no footage that videos were cut from.", [])
     crossing = {name: videos for name, videos in groups.items() if len(_splits(videos)) > 1}
@@ -363,6 +380,34 @@ def footage_keeps_to_one_split(data: Prepared) -> Finding:
         f"{len(crossing)} of {len(groups)} pieces of footage are in two splits ({named}): {remedy}",
         data.named(torn),
     )
+
+
+def _by_footage(videos: Iterable[Video]) -> dict[str, list[Video]]:
+    """Videos by what they were cut from. A piece may have several names, and a folder know only
+    some of them: the recorded one, a known pair, the target's id. Names that one video has are of
+    one piece (union-find)."""
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while parent.setdefault(name, name) != name:
+            parent[name] = parent[parent[name]]
+            name = parent[name]
+        return name
+
+    known = {f"{FFPP}/{i}": f"{FFPP} {'+'.join(pair)}" for pair in FFPP_SAME_FOOTAGE for i in pair}
+    named: list[tuple[str, Video]] = []
+    for video in videos:
+        target = video.people[0] if video.identities else ""
+        of_ffpp = re.fullmatch(rf"{re.escape(FFPP)}/\d{{3}}", target)
+        names = filter(None, (video["footage"], known.get(target), target if of_ffpp else ""))
+        for position, name in enumerate(names):
+            if position == 0:
+                named.append((name, video))
+            parent[root(name)] = root(named[-1][0])
+    groups: dict[str, list[Video]] = defaultdict(list)
+    for name, video in named:
+        groups[root(name)].append(video)
+    return groups
 
 
 def videos_keep_to_one_split(data: Prepared) -> Finding:
@@ -865,9 +910,11 @@ CHECKS: tuple[Callable[[Prepared], Finding | None], ...] = (
 
 @dataclass
 class Looked:
-    """What reading the crops gave: files that are missing or damaged, and hashes of some."""
+    """What reading the crops gave: files that are missing, damaged or changed, and hashes of what
+    some show."""
 
     n_files: int = 0
+    n_compared: int = 0
     broken: list[str] = field(default_factory=list)
     hashes: list[np.ndarray] = field(default_factory=list)  # uint8 [32] each
     owners: list[tuple[int, str]] = field(default_factory=list)  # (folder, video_id) of each
@@ -876,8 +923,9 @@ class Looked:
 
 def _look(looked: Looked, folder: Path, number: int, columns: Mapping[str, list]) -> None:
     """Look at the crops of one part: all are there and end where they should; a few of each video
-    are decoded, compared with their recorded hash, and hashed by what they show."""
-    at_first: dict[str, list[int]] = defaultdict(list)
+    and quality are compared with their recorded hash, and those of the first quality decoded and
+    hashed by what they show."""
+    rows_of: dict[tuple[str, str], list[int]] = defaultdict(list)
     qualities = columns["quality"]
     first = "raw" if "raw" in qualities else next(iter(qualities), None)
     for row, relative in enumerate(columns["path"]):
@@ -885,18 +933,20 @@ def _look(looked: Looked, folder: Path, number: int, columns: Mapping[str, list]
         pure = PurePosixPath(relative)
         if pure.is_absolute() or ".." in pure.parts or not _is_whole(folder / relative):
             looked.broken.append(relative)
-        elif qualities[row] == first:
-            at_first[columns["video_id"][row]].append(row)
-    for video_id, rows in at_first.items():
+        else:
+            rows_of[columns["video_id"][row], qualities[row]].append(row)
+    for (video_id, quality), rows in rows_of.items():
         for row in (rows[i] for i in _evenly(len(rows), CROPS_PER_VIDEO)):
             path, sha256 = folder / columns["path"][row], columns["crop_sha256"][row]
+            looked.n_compared += bool(sha256)
             try:
-                crop = read_crop(path)
-            except DfdetectError:
-                crop = None
-            if crop is None or (sha256 and sha256_of(path) != sha256):
+                same = not sha256 or sha256_of(path) == sha256
+                crop = read_crop(path) if same and quality == first else None
+            except (DfdetectError, OSError):
+                same = False
+            if not same:
                 looked.broken.append(columns["path"][row])
-            elif (bits := picture_hash(crop)) is not None:
+            elif crop is not None and (bits := picture_hash(crop)) is not None:
                 looked.hashes.append(bits)
                 looked.owners.append((number, video_id))
                 looked.splits.append(_code({columns["split"][row]}))
@@ -985,14 +1035,15 @@ def near_duplicates(data: Prepared, looked: Looked) -> Finding:
 
 def files_are_whole(looked: Looked) -> Finding:
     finding = partial(Finding, (12,), "crop files")
+    compared = f"{looked.n_compared} of {looked.n_files} were compared with their hash"
     if looked.broken:
         return finding(
             "FAIL",
-            f"{len(looked.broken)} of {looked.n_files} crops are missing, damaged or changed: "
-            "run prepare with --repair.",
+            f"{len(looked.broken)} of {looked.n_files} crops are missing, damaged or changed "
+            f"({compared}): run prepare with --repair.",
             sorted(set(looked.broken)),
         )
-    return finding("OK", f"all {looked.n_files} crops are there.", [])
+    return finding("OK", f"all {looked.n_files} crops are there; {compared}.", [])
 
 
 # --- small things ------------------------------------------------------------------------------
@@ -1020,6 +1071,11 @@ def _in_order(splits: Collection[str]) -> list[str]:
 def _code(splits: set[str]) -> int:
     """A number per split; one more for a video that is in several, and found elsewhere."""
     return SPLITS.index(next(iter(splits))) if len(splits) == 1 and splits <= set(SPLITS) else 9
+
+
+def _is_official(dataset: str | None) -> bool:
+    """DeepfakeBench calls the parts of FaceForensics++ FF-DF and so on."""
+    return _plain(dataset) in OFFICIAL or (dataset or "").startswith("FF-")
 
 
 def _home(dataset: str | None, identity: str) -> str:

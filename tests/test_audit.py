@@ -147,8 +147,22 @@ def test_people_of_several_folders_are_looked_at_together(tmp_path):
     two = folder_of(tmp_path / "two", rows_of("b", split="test", identities=["ann"]))
     assert said(one, "people").status == said(two, "people").status == "OK"
     assert said([one, two], "people").ids == ["set/ann"]
+
+
+def test_people_of_one_name_in_two_home_made_sets_are_a_warning_across_splits(tmp_path):
+    one = folder_of(tmp_path / "one", rows_of("a", identities=["ann"]))
     other = rows_of("b", split="test", identities=["ann"], dataset="other")
-    assert said([one, folder_of(tmp_path / "three", other)], "people").status == "OK"
+    found = said([one, folder_of(tmp_path / "two", other)], "people")
+    assert found.status == "WARN" and found.ids == ["ann"] and "(ann)" in found.message
+    within = rows_of("b", identities=["ann"], dataset="other")
+    assert said([one, folder_of(tmp_path / "three", within)], "people").status == "OK"
+
+
+@pytest.mark.parametrize("dataset", ["FaceForensics++", "DeepFakeDetection", "DFDCP", "UADFV"])
+def test_numbers_of_official_sets_are_no_namesakes(tmp_path, dataset):
+    one = folder_of(tmp_path / "one", rows_of("a", identities=["01"], dataset="Celeb-DF-v1"))
+    two = rows_of("b", split="test", identities=["01"], dataset=dataset)
+    assert said([one, folder_of(tmp_path / "two", two)], "people").status == "OK"
 
 
 @pytest.mark.parametrize(
@@ -156,6 +170,7 @@ def test_people_of_several_folders_are_looked_at_together(tmp_path):
     [
         ("DeeperForensics-1.0", "123", "FaceForensics++"), ("DF40", "123", "FaceForensics++"),
         ("DFFD", "123", "FaceForensics++"), ("FF-DF", "123", "FaceForensics++"),
+        ("FaceShifter", "123", "FaceForensics++"),
         ("DF40", "id7", "Celeb-DF-v2"),
     ],
 )  # fmt: skip
@@ -211,6 +226,19 @@ def test_a_known_crossing_is_a_warning_with_recorded_footage_too(tmp_path):
     videos = [ffpp("755", "train", footage="yt"), ffpp("756", "test", footage="yt")]
     found = said(folder_of(tmp_path / "d", *videos), "footage")
     assert found.status == "WARN" and "755+756 in train+test" in found.message
+
+
+@pytest.mark.parametrize(("first", "second"), [("755", "756"), ("123", "123"), ("200", "300")])
+def test_footage_is_found_where_only_one_folder_knows_its_name(tmp_path, first, second):
+    one = folder_of(tmp_path / "one", ffpp(first, "train", footage="yt"))
+    named = ffpp(second, "train", footage="yt")
+    two = folder_of(tmp_path / "two", ffpp(second, "test"))
+    three = folder_of(tmp_path / "three", named)
+    found = said([one, two, three], "footage")
+    assert found.status in ("WARN", "FAIL") and "1 of 1 pieces" in found.message
+    assert len(found.ids) == 3
+    stranger = folder_of(tmp_path / "four", ffpp("400", "test"))
+    assert said([one, stranger], "footage").status == "OK"
 
 
 def test_one_video_in_two_splits_fails(tmp_path):
@@ -616,6 +644,35 @@ def test_missing_cut_and_changed_crops_fail(tmp_path):
     found = looked(data, "crop files")
     assert found.status == "FAIL" and "4 of 6 crops" in found.message
     assert found.ids == [str(f.relative_to(data)) for f in files[:4]]
+
+
+def test_crops_that_changed_places_at_a_later_quality_fail(tmp_path):
+    rows = rows_of("a", frames=(10, 30), qualities=("raw", "c23"))
+    for number, row in enumerate(rows):
+        file = tmp_path / row["path"]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(file), face(number))
+        row["crop_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    data = folder_of(tmp_path, rows)
+    found = looked(data, "crop files")
+    assert found.status == "OK" and "4 of 4 were compared with their hash" in found.message
+    a, b = sorted((data / "faces" / "c23").rglob("*.png"))
+    held = a.read_bytes()
+    a.write_bytes(b.read_bytes())
+    b.write_bytes(held)
+    found = looked(data, "crop files")
+    assert found.status == "FAIL" and found.ids == [str(f.relative_to(data)) for f in (a, b)]
+
+
+def test_a_few_crops_of_every_video_are_compared_and_their_number_is_said(tmp_path):
+    rows = rows_of("a", frames=range(10))
+    for row in rows:
+        file = tmp_path / row["path"]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(file), face(0))
+        row["crop_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    found = looked(folder_of(tmp_path, rows), "crop files")
+    assert found.message == "all 10 crops are there; 4 of 10 were compared with their hash."
 
 
 def test_a_lossless_webp_crop_is_as_whole_as_a_png(tmp_path):
