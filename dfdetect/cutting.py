@@ -11,6 +11,7 @@ import re
 import tarfile
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,7 @@ from dfdetect.degradations import Degradation, make_degradation
 from dfdetect.errors import DfdetectError, ExitCode, printable
 from dfdetect.faces import CropRecipe, Face, FaceFinder, Track, align, track_faces
 from dfdetect.files import sweep_unfinished, write_whole
-from dfdetect.manifest import SourceVideo, folder_key, write_part
+from dfdetect.manifest import SourceVideo, folder_key, part_path, write_part
 from dfdetect.quality import Quality, jpeg_round_trip, parse_qualities
 from dfdetect.video import Limits, Media, Picture, VideoInfo, open_media, sample_indices
 
@@ -113,7 +114,7 @@ def prepare_video(task: Task) -> Done:
     except DfdetectError as error:
         if error.exit_code == ExitCode.ENVIRONMENT:
             raise
-        remove_crops(task.out, video.video_id)
+        forget_crops(task)
         kind = "no-face" if isinstance(error, _NoFace) else "error"
         return Done(failure(video, kind, error.message, error.hint), {}, 0, stage_s)
     except MemoryError:
@@ -122,7 +123,7 @@ def prepare_video(task: Task) -> Done:
         if "alloc" in str(error):
             raise MemoryError(str(error)) from error
         log.debug("%s", video.path, exc_info=True)
-        remove_crops(task.out, video.video_id)
+        forget_crops(task)
         cause = f"unexpected {type(error).__name__}: {error}"
         return Done(failure(video, "error", cause, "please report it"), {}, 0, stage_s)
     n_crops = Counter(row["quality"] for row in rows)
@@ -183,7 +184,8 @@ class Cut(NamedTuple):
 
 class _Seen(NamedTuple):
     """One pass over a file: by index of the wanted frames, faces and crops at each quality (in the
-    order of the faces), and times; the frames that decode; where shots begin."""
+    order of the faces), and times; the frames that decode; where shots begin; (height, width) of
+    the upright picture."""
 
     faces: dict[int, list[Face]]
     crops: dict[tuple[str, int], list[np.ndarray]]
@@ -191,6 +193,7 @@ class _Seen(NamedTuple):
     n_decoded: int
     cuts: set[int]
     thumbnails: list[np.ndarray]
+    size: tuple[int, int]
 
 
 def _cut_video(task: Task, stage_s: Counter) -> Cut:
@@ -216,7 +219,7 @@ def _cut_video(task: Task, stage_s: Counter) -> Cut:
             where = "the picture" if media.info.is_still else f"{len(wanted)} frames"
             raise _NoFace(f"no face found in {where}")
         warnings = list(media.warnings)
-        kept, choice = _choose(tracks, task, wanted, warnings)
+        kept, choice = _choose(tracks, task, wanted, seen.size, warnings)
         crops = [
             _crop_of(track, position, face, wanted, seen, recipe)
             for track in kept
@@ -237,7 +240,7 @@ def _where_from(
     for quality in asked:
         if quality.name in video.shipped:
             shipped[quality.name] = video.shipped[quality.name]
-        elif quality.codec == "jpeg" or (quality.codec == "h264" and video.quality == "raw"):
+        elif quality.codec != "raw" and video.quality == "raw":
             made.append(quality)
         elif quality.name != video.quality:
             there = ", ".join([video.quality, *video.shipped])
@@ -263,7 +266,8 @@ def _one_pass(
     stage_s: Counter,
 ) -> _Seen:
     recipe, follow = task.recipe, _face_finder(task.recipe.crop).follower()
-    seen = _Seen({}, {}, {}, 0, follow.cuts, [])
+    seen = _Seen({}, {}, {}, 0, follow.cuts, [], (0, 0))
+    size = (0, 0)
     clock = _Clock(stage_s)
 
     def cut(quality: str, picture: Picture) -> None:
@@ -284,7 +288,9 @@ def _one_pass(
             n_decoded += 1
             clock.lap("decode")
             if picture.index in wanted:
-                seen.faces[picture.index] = follow(picture.rgb())
+                image = picture.rgb()
+                size = image.shape[:2]
+                seen.faces[picture.index] = follow(image)
                 seen.times[picture.index] = picture.time_s
                 clock.lap("detect")
                 cut(best, picture)
@@ -307,7 +313,7 @@ def _one_pass(
         for index in seen.faces:
             plain = seen.crops.get((best, index), [])
             seen.crops[quality.name, index] = [jpeg_round_trip(c, quality.level) for c in plain]
-    return seen._replace(n_decoded=n_decoded)
+    return seen._replace(n_decoded=n_decoded, size=size)
 
 
 class _Stream:
@@ -402,6 +408,7 @@ def _crop_of(
 
 def _facts(media: Media, n_frames: int) -> dict[str, Any]:
     info: VideoInfo = media.info
+    in_file = n_frames if n_frames != media.limits.max_frames else max(n_frames, info.n_frames or 0)
     return {
         "source_sha256": media.sha256(),
         "source_bytes": info.n_bytes,
@@ -412,7 +419,7 @@ def _facts(media: Media, n_frames: int) -> dict[str, Any]:
         "height": info.height,
         "fps": None if info.is_still else float(info.frame_rate),
         "n_frames": n_frames,
-        "bits_per_pixel": 8 * info.n_bytes / max(1, info.width * info.height * n_frames),
+        "bits_per_pixel": 8 * info.n_bytes / max(1, info.width * info.height * in_file),
     }
 
 
@@ -422,7 +429,8 @@ def _facts(media: Media, n_frames: int) -> dict[str, Any]:
 def _cut_shipped(path: Path, quality: str, best: str, task: Task, seen: _Seen) -> None:
     """Crops of the same frames from a file that holds the footage at another quality.
 
-    Errors: DfdetectError if it is other footage, or shifted against the best file.
+    Errors: DfdetectError if it is other footage, shorter than its packets promised, or shifted
+    against the best file.
     """
     thumbnails = []
     with open_media(path, task.limits) as media:
@@ -433,8 +441,7 @@ def _cut_shipped(path: Path, quality: str, best: str, task: Task, seen: _Seen) -
                 seen.crops[quality, picture.index] = [
                     align(image, face.landmarks, task.recipe.crop) for face in faces
                 ]
-    shift = _shift(seen.thumbnails, thumbnails)
-    if shift:
+    if shift := _shift(seen.thumbnails, thumbnails):
         raise DfdetectError(
             f"shipped {quality} is shifted by {shift:+d} frames against {best}",
             "prepare it without --use-shipped",
@@ -446,10 +453,13 @@ def _cut_shipped(path: Path, quality: str, best: str, task: Task, seen: _Seen) -
             seen.crops.get((quality, index), []), seen.crops.get((best, index), []), strict=False
         )
     ]
+    if any(faces and (quality, index) not in seen.crops for index, faces in seen.faces.items()):
+        raise DfdetectError(
+            f"shipped {quality} has only {len(thumbnails)} frames that decode",
+            "get it again, or leave --use-shipped out",
+        )
     psnr = float(np.median([_psnr_db(*pair) for pair in pairs])) if pairs else np.inf
-    if psnr < LEAST_PSNR_DB or any(
-        faces and (quality, index) not in seen.crops for index, faces in seen.faces.items()
-    ):
+    if psnr < LEAST_PSNR_DB:
         raise DfdetectError(
             f"shipped {quality} does not show what {best} shows (PSNR {psnr:.0f} dB)",
             "see whether the two files belong together, or leave --use-shipped out",
@@ -466,8 +476,9 @@ def _thumbnail(picture: Picture) -> np.ndarray:
 
 def _shift(best: Sequence[np.ndarray], other: Sequence[np.ndarray], reach: int = 3) -> int:
     """By how many frames `other` lags behind `best`; 0 unless another shift fits far better."""
+    reach = min(reach, (min(len(best), len(other)) - 1) // 2)
     n = min(len(best), len(other)) - reach
-    if n <= reach:
+    if reach < 1:
         return 0
     a, b = np.stack(best[: n + reach]), np.stack(other[: n + reach])
     errors = {
@@ -488,11 +499,15 @@ def _psnr_db(image: np.ndarray, other: np.ndarray) -> float:
 
 
 def _choose(
-    tracks: list[Track], task: Task, wanted: list[int], warnings: list[str]
+    tracks: list[Track],
+    task: Task,
+    wanted: list[int],
+    size: tuple[int, int],
+    warnings: list[str],
 ) -> tuple[list[Track], str]:
     """The tracks to keep and how they were chosen: by the mask if there is one."""
     if task.video.mask:
-        chosen = _masked_track(tracks, task, wanted, warnings)
+        chosen = _masked_track(tracks, task, wanted, size, warnings)
         if chosen is not None:
             return [chosen], "mask"
     if task.recipe.tracks == "all":
@@ -503,9 +518,14 @@ def _choose(
 
 
 def _masked_track(
-    tracks: list[Track], task: Task, wanted: list[int], warnings: list[str]
+    tracks: list[Track],
+    task: Task,
+    wanted: list[int],
+    size: tuple[int, int],
+    warnings: list[str],
 ) -> Track | None:
     """The track whose boxes hold most of the mask's bright pixels; None if the mask says nothing.
+    A mask may be smaller or larger than the picture, of (height, width) `size`.
 
     Errors: DfdetectError if no face is where the mask is.
     """
@@ -513,21 +533,24 @@ def _masked_track(
     bright = 0
     try:
         with open_media(task.video.mask, task.limits) as media:
-            size = None
             for picture in media.pictures():
                 if picture.index not in wanted:
                     continue
                 mask = picture.rgb().max(-1) >= MASK_LEVEL
-                size = mask.shape
+                scale = (mask.shape[1] / size[1], mask.shape[0] / size[0])
+                if not 0.95 < scale[0] / scale[1] < 1.05:
+                    warnings.append("the mask is of another shape; the main face was kept")
+                    return None
                 bright += int(mask.sum())
                 position = wanted.index(picture.index)
                 for track in tracks:
                     if face := track.faces.get(position):
-                        held[track.track_id] += _inside(mask, face, task)
+                        held[track.track_id] += _inside(mask, face.box_xyxy * np.tile(scale, 2))
     except DfdetectError as error:
-        warnings.append(f"the mask cannot be read ({error.message}); the main face was kept")
+        cause = printable(error.message).removeprefix(f"{printable(task.video.mask)}: ")
+        warnings.append(f"the mask cannot be read ({cause}); the main face was kept")
         return None
-    if not bright or size is None:
+    if not bright:
         warnings.append("the mask is empty; the main face was kept")
         return None
     best = max(tracks, key=lambda track: held[track.track_id])
@@ -536,10 +559,10 @@ def _masked_track(
     return best
 
 
-def _inside(mask: np.ndarray, face: Face, task: Task) -> int:
-    """Bright pixels of bool `mask` [H,W] within the face's box."""
-    x0, y0, x1, y1 = (round(float(v)) for v in face.box_xyxy)
-    return int(mask[max(0, y0) : max(0, y1), max(0, x0) : max(0, x1)].sum())
+def _inside(mask: np.ndarray, box_xyxy: np.ndarray) -> int:
+    """Bright pixels of bool `mask` [H,W] within a box."""
+    x0, y0, x1, y1 = (max(0, round(float(v))) for v in box_xyxy)
+    return int(mask[y0:y1, x0:x1].sum())
 
 
 # --- crops that the dataset ships --------------------------------------------------------------
@@ -559,25 +582,40 @@ def _ready_crops(task: Task) -> Cut:
             f"use --qualities {','.join(video.crops)}: crops cannot be encoded as video",
         )
     source_qualities = list(dict.fromkeys([*stored, *(["raw"] if derived else [])]))
-    by_number = {quality: _numbered(video.crops[quality]) for quality in source_qualities}
-    common = sorted(set.intersection(*(set(names) for names in by_number.values())))
-    chosen = [common[i] for i in sample_indices(len(common), recipe.frames)]
+    by_place = {quality: _placed(video.crops[quality]) for quality in source_qualities}
+    common = sorted(set.intersection(*(set(names) for names in by_place.values())))
+    if any(place[0] < 0 for place in common) and len({*map(tuple, video.crops.values())}) > 1:
+        raise DfdetectError(
+            "its crops have no frame numbers, and other names at each quality: "
+            "which belong together cannot be told",
+            "name them by frame, or import one quality",
+        )
+    numbers = sorted({number for number, _ in common})
+    chosen_numbers = {numbers[i] for i in sample_indices(len(numbers), recipe.frames)}
+    chosen = [place for place in common if place[0] in chosen_numbers]
     digest, n_bytes, crops, first = sha256(), 0, [], None
     read = _member_reader(video.path)
-    for number in chosen:
+    for number, track in chosen:
         images = {}
         for quality in source_qualities:
-            name = by_number[quality][number]
+            name = by_place[quality][number, track]
             content = read(name)
             with open_media(Path(name), task.limits, content) as media:
                 image = next(iter(media.pictures())).rgb()
             digest.update(content)
-            n_bytes += len(content)
+            n_bytes += len(content) if quality == source_qualities[0] else 0
             first = first or media.info
             images[quality] = to_input(_squared(image), recipe.crop.size)
         images |= {q.name: jpeg_round_trip(images["raw"], q.level) for q in derived}
         crops.append(
-            Crop({q: images[q] for q in recipe.qualities}, number, None, 0, None, image.shape[1])
+            Crop(
+                {q: images[q] for q in recipe.qualities},
+                number if number >= 0 else -1 - number,
+                None,
+                track,
+                None,
+                image.shape[1],
+            )
         )
     if first is None:
         raise DfdetectError("holds no picture", "see whether the dataset is complete")
@@ -590,21 +628,27 @@ def _ready_crops(task: Task) -> Cut:
         "width": first.width,
         "height": first.height,
         "fps": None,
-        "n_frames": len(common),
+        "n_frames": min(len(names) for names in video.crops.values()),
         "bits_per_pixel": 8 * n_bytes / (first.width * first.height * len(chosen)),
     }
-    return Cut(crops, "shipped", 1, facts, [])
+    return Cut(crops, "shipped", len({track for _, track in common}), facts, [])
 
 
-def _numbered(names: Sequence[str]) -> dict[int, str]:
-    """{frame number: name}, read off names as 000012.png, 000012_0.png or frame_12.png; where
-    that is not one number for each, they are counted."""
-    numbers = []
-    for name in names:
-        match = re.fullmatch(r"(\d{1,9})(_\d+)?|.*?(\d{1,9})", PurePosixPath(name).stem)
-        numbers.append(int(match[1] or match[3]) if match else -1)
-    unique = len(set(numbers)) == len(numbers) and -1 not in numbers
-    return dict(zip(numbers if unique else range(len(names)), names, strict=True))
+def _placed(names: Sequence[str]) -> dict[tuple[int, int], str]:
+    """{(frame number, track): name}, read off names as 000012.png, 000012_0.png (as we write
+    them) or frame_12.png; where that is not one place for each, they are counted: -1, -2 ..."""
+    stems = [PurePosixPath(name).stem for name in names]
+    ours = [re.fullmatch(r"(\d{1,9})(?:_(\d{1,4}))?", stem) for stem in stems]
+    trailing = [re.fullmatch(r".*?(\d{1,9})", stem) for stem in stems]
+    counted = [(-1 - i, 0) for i in range(len(names))]
+    for places in (
+        [(int(m[1]), int(m[2] or 0)) for m in ours if m],
+        [(int(m[1]), 0) for m in trailing if m],
+        counted,
+    ):
+        if len(set(places)) == len(names):
+            return dict(zip(places, names, strict=True))
+    raise AssertionError("counting gives every name a place")
 
 
 def _member_reader(path: Path) -> Callable[[str], bytes]:
@@ -622,7 +666,7 @@ def _member_reader(path: Path) -> Callable[[str], bytes]:
     archive = _open_archive(path)
 
     def read_member(name: str) -> bytes:
-        with suppress(KeyError, OSError, EOFError, tarfile.TarError):
+        with suppress(KeyError, OSError, EOFError, tarfile.TarError, zlib.error):
             if (file := archive.extractfile(name)) is not None:
                 return file.read()
         raise DfdetectError(f"{printable(name)} cannot be read from the archive")
@@ -702,6 +746,12 @@ def _write_crops(task: Task, cut: Cut) -> list[dict]:
     remove_crops(task.out, video.video_id, {row["path"] for row in rows})
     write_part(task.out, video.video_id, rows)
     return rows
+
+
+def forget_crops(task: Task) -> None:
+    """No crops without a part; but what an earlier run finished stays until it is replaced."""
+    if not part_path(task.out, task.video.video_id).exists():
+        remove_crops(task.out, task.video.video_id)
 
 
 def remove_crops(out: Path, video_id: str, but: Collection[str] = ()) -> None:

@@ -178,20 +178,22 @@ def track_faces(frames: Iterable[Sequence[Face]], cuts: Container[int] = ()) -> 
     """Follow faces through consecutive sampled frames; the main track comes first.
 
     A face continues the track whose last box is nearest, if the centres are less than one box
-    width apart and the sizes within a factor of two. In a frame that begins a new shot (`cuts`:
-    positions) it must resemble that face too. What is left then continues a track in which the
-    face resembles any earlier one, wherever it was; the others begin tracks of their own. Ids
-    number the tracks by weight from 0.
+    width apart and the sizes within a factor of two. If a new shot has begun since (`cuts`:
+    positions of first frames) it must resemble that face too. What is left then continues a
+    track in which it resembles any earlier face, wherever that was; the others begin tracks of
+    their own. Ids number the tracks by weight from 0.
     """
     tracks: list[dict[int, Face]] = []
+    shot, shots = 0, []  # the number of the shot that each frame is in
     for position, faces in enumerate(frames):
-        at_cut = position in cuts
+        shot += position in cuts
+        shots.append(shot)
         near = [
             (distance, f, t)
             for f, face in enumerate(faces)
             for t, track in enumerate(tracks)
             if (distance := _distance(face, track[max(track)])) < 1
-            and not (at_cut and _resemblance(face, track[max(track)]) < SAME_PLACE)
+            and (shots[max(track)] == shot or _resemblance(face, track[max(track)]) > SAME_PLACE)
         ]
         taken = _assign(near)
         alike = [

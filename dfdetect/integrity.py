@@ -1,19 +1,19 @@
 """What is wrong with a prepared folder: damaged parts, missing or altered crops, leftovers.
 
-A part is the word of a finished video; whatever contradicts it is removed together with it, and
-preparing again makes it whole.
+A part is the word of a finished video. Where something contradicts it, the video is prepared again
+and its part replaced; what belongs to no video is removed.
 """
 
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from dfdetect.errors import DfdetectError
+from dfdetect.errors import DfdetectError, ExitCode
 from dfdetect.files import sha256_of
-from dfdetect.manifest import folder_key, read_part
+from dfdetect.manifest import OtherVersion, folder_key, read_part
 
 
 class Problem(NamedTuple):
@@ -29,7 +29,8 @@ def find_damage(
 ) -> list[Problem]:
     """Every part read, every crop's hash compared; `on_done(n, n_total, name)` after each part.
 
-    Errors: DfdetectError if there is no manifest.
+    Errors: DfdetectError if there is no manifest, a part was written by another version, or the
+    disk does not answer: neither is damage that preparing again would mend.
     """
     parts = sorted((data / "manifest").glob("*.parquet"))
     if not parts:
@@ -53,26 +54,22 @@ def find_damage(
     return problems
 
 
-def remove_damage(data: Path, problems: list[Problem]) -> int:
-    """Remove leftovers, and parts that are contradicted, with their crops; how many parts."""
-    parts = {problem.part for problem in problems if problem.part}
-    for part in parts:
-        for crop in (data / "faces").glob(f"*/{part.stem}/*"):
-            _remove(crop)
-        part.unlink(missing_ok=True)
+def remove_damage(data: Path, problems: list[Problem], again: Container[Path]) -> None:
+    """Remove leftovers, and damaged crops of the parts that are made `again`."""
     for problem in problems:
-        if problem.part is None:
+        if problem.part is None or (problem.part in again and problem.path != problem.part):
             _remove(problem.path)
     for folder in (data / "faces").glob("*/*"):
         with suppress(OSError):  # not empty
             folder.rmdir()
-    return len(parts)
 
 
 def _damage_of(data: Path, part: Path, claimed: set[Path]) -> list[Problem]:
     try:
         rows = read_part(part).to_pylist()  # every column, so that no damage is overlooked
     except DfdetectError as error:
+        if isinstance(error, OtherVersion) or error.exit_code == ExitCode.ENVIRONMENT:
+            raise
         return [Problem(part, error.message.removeprefix(f"{part}: "), part)]
     if not rows:
         return [Problem(part, "has no rows", part)]

@@ -8,7 +8,7 @@ import hashlib
 import io
 import random
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dfdetect.errors import DfdetectError
+from dfdetect.errors import DfdetectError, ExitCode
 from dfdetect.files import write_whole
 from dfdetect.quality import Quality
 
@@ -151,17 +151,27 @@ def read_table(data: Path, columns: Sequence[str] | None = None) -> pa.Table:
     return pa.concat_tables(tables)
 
 
+class OtherVersion(DfdetectError):
+    """A part that is whole, and has not the columns of this version."""
+
+
 def read_part(part: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Errors: DfdetectError naming a part that is damaged, or of another version's columns."""
+    """Errors: DfdetectError naming a part that is damaged; OtherVersion; ExitCode.ENVIRONMENT for
+    one that cannot be read at all."""
     try:
-        with pq.ParquetFile(part) as file:
+        with part.open("rb") as content, pq.ParquetFile(content) as file:
             if missing := [n for n in columns or SCHEMA.names if n not in file.schema_arrow.names]:
-                raise DfdetectError(
+                raise OtherVersion(
                     f"{part}: written by an older dfdetect, it has no column {missing[0]}",
                     "prepare into a new --out",
                 )
             return file.read(columns=columns or SCHEMA.names)
     except (pa.ArrowException, OSError, ValueError) as error:
+        if getattr(error, "errno", None):
+            raise DfdetectError(
+                f"{part}: cannot be read ({error.strerror})", "see to the disk and the limits",
+                ExitCode.ENVIRONMENT,
+            ) from error  # fmt: skip
         raise DfdetectError(
             f"{part}: damaged manifest part ({error})", "run prepare with --repair"
         ) from error
@@ -212,12 +222,16 @@ def assign_splits(
     fixed |= {v.video_id: v.split for v in videos if v.split and v.video_id not in fixed}
     splits = {v.video_id: fixed[v.video_id] for v in videos if v.video_id in fixed}
     kinds: dict[tuple, list[list[SourceVideo]]] = defaultdict(list)
+    filled: dict[tuple, Counter] = defaultdict(Counter)
     for component in _components(videos):
         given = {splits[v.video_id] for v in component if v.video_id in splits}
+        kind = tuple(sorted({v.label for v in component}))
         if len(given) == 1:
-            splits |= {v.video_id: next(iter(given)) for v in component}
+            (split,) = given
+            splits |= {v.video_id: split for v in component}
+            filled[kind][split] += len(component)
         elif not given:
-            kinds[tuple(sorted({v.label for v in component}))].append(component)
+            kinds[kind].append(component)
         else:  # crosses splits already; check_leaks names it, the rest follows its first split
             first = next(splits[v.video_id] for v in component if v.video_id in splits)
             splits |= {v.video_id: first for v in component if v.video_id not in splits}
@@ -225,10 +239,9 @@ def assign_splits(
         components = kinds[kind]
         random.Random(f"{seed}/{kind}").shuffle(components)
         components.sort(key=len, reverse=True)
-        filled = dict.fromkeys(SPLITS, 0)
         for component in components:
-            emptiest = min(SPLITS, key=lambda s: filled[s] / SPLIT_FRACTIONS[s])
-            filled[emptiest] += len(component)
+            emptiest = min(SPLITS, key=lambda s, n=filled[kind]: n[s] / SPLIT_FRACTIONS[s])
+            filled[kind][emptiest] += len(component)
             splits |= {v.video_id: emptiest for v in component}
     return splits
 

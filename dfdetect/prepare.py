@@ -9,7 +9,7 @@ import csv
 import io
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,8 @@ from dfdetect.cutting import (
     PrepareRecipe,
     Task,
     failure,
+    forget_crops,
     prepare_video,
-    remove_crops,
 )
 from dfdetect.datasets import list_source
 from dfdetect.datasets.base import DatasetOptions, Listing
@@ -48,6 +48,8 @@ from dfdetect.quality import ordered, parse_qualities
 from dfdetect.video import Limits
 from dfdetect.workers import Died, run_all, run_on_cluster
 
+FORMULA_SIGNS = tuple("=+-@\t\r")
+"""A cell that begins with one would be a formula to a spreadsheet."""
 QUALITIES = ("raw", "c23", "c40")
 """Prepared where nothing else is asked for: those of FaceForensics++ and of QAD."""
 BYTES_PER_CROP = {"png": 90_000, "webp": 48_000}
@@ -76,6 +78,7 @@ class Allowed:
 
     identity_overlap: bool = False
     other_versions: bool = False
+    other_files: bool = False
 
 
 @dataclass
@@ -86,6 +89,7 @@ class PrepareSummary:
     n_skipped: int = 0
     n_changed: int = 0  # finished before, and prepared again because their source has changed
     n_elsewhere: int = 0  # finished before, and not in this source
+    unmended: list[str] = field(default_factory=list)  # damaged, and not in this source
     failures: list[Failure] = field(default_factory=list)
     videos: Counter = field(default_factory=Counter)  # (split, label) -> videos prepared
     crops: Counter = field(default_factory=Counter)  # (quality, label) -> crops
@@ -107,6 +111,10 @@ class Plan(NamedTuple):
     n_elsewhere: int
     listing: Listing
 
+    def parts(self, out: Path) -> set[Path]:
+        """Of every video in the source."""
+        return {part_path(out, video.video_id) for video in self.videos}
+
 
 def plan(
     source: Path,
@@ -116,20 +124,29 @@ def plan(
     options: DatasetOptions | None = None,
     seed: int = 0,
     allowed: Allowed = Allowed(),
+    damaged: Collection[Path] = (),
 ) -> Plan:
-    """List the source and give every video its split; writes nothing.
+    """List the source and give every video its split; writes nothing. Videos of `damaged` parts
+    count as not finished.
 
     Errors: DfdetectError for an unreadable source, an identity in two splits, or a folder `out`
-    that was prepared with another recipe or other versions.
+    that was prepared with another recipe, other versions or from another source of the same name.
     """
     _refuse_other_versions(out, allowed)
     listing = list_source(dataset, source, options or DatasetOptions())
     videos = listing.videos
     recipe = replace(recipe, qualities=_qualities(videos, recipe))
     _refuse_other_recipe(out, recipe)
-    before = _finished(out)
+    before = _finished(out, damaged)
     ids = {video.video_id for video in videos}
-    changed = {v.video_id for v in videos if (b := before.get(v.video_id)) and b.differs_from(v)}
+    changed = _changed([(v, before[v.video_id]) for v in videos if v.video_id in before], recipe)
+    n_again = len(ids & before.keys())
+    if len(changed) > max(1, n_again / 2) and not allowed.other_files:
+        raise DfdetectError(
+            f"{out}: {len(changed)} of {n_again} videos that are finished come from other files "
+            f"now, for example {min(changed)}: is this another source of the same name?",
+            "use another --out, rename the source, or replace them with --allow-other-files",
+        )
     kept = {i: b.video for i, b in before.items() if i not in changed}
     _refuse_other_labels(out, videos, kept)
     earlier = [video for video_id, video in kept.items() if video_id not in ids]
@@ -160,39 +177,43 @@ def prepare(
 ) -> PrepareSummary:
     """Prepare every video of `source` into `out`; `on_done(n_done, n_total, video, done)` each.
 
-    With `repair`, what is damaged in `out` is removed first, and so made again.
+    With `repair`, what is damaged in `out` and comes from this source is made again.
 
     Errors: those of `plan`; ExitCode.ENVIRONMENT when `out` cannot be written; DfdetectError when
     not one video gave a face. Single failures are collected in the summary and `failures.csv`.
     """
     started = time.monotonic()
-    if repair and _has_parts(out):
-        with folder_lock(out):
-            remove_damage(out, find_damage(out))
-    todo = plan(source, out, recipe, dataset, options, seed, allowed)
+    problems = find_damage(out) if repair and _has_parts(out) else []
+    damaged = {problem.part for problem in problems if problem.part}
+    todo = plan(source, out, recipe, dataset, options, seed, allowed, damaged)
     if on_plan:
         on_plan(todo)
     with folder_lock(out):
         for folder in (out, out / "manifest"):
             sweep_unfinished(folder)
-        for video_id in todo.changed:
-            part_path(out, video_id).unlink(missing_ok=True)
+        remove_damage(out, problems, todo.parts(out))
         _write_recipe(out, todo.recipe, seed, allowed)
         summary = PrepareSummary(
             n_videos=len(todo.videos),
             n_skipped=len(todo.finished),
             n_changed=len(todo.changed),
             n_elsewhere=todo.n_elsewhere,
+            unmended=sorted(part.stem for part in damaged - todo.parts(out)),
         )
+        earlier = _read_failures(out)
+        tried: set[str] = set()
         n_done = n_skipped = len(todo.finished)
         try:
             for task, done in _work(todo, out, running):
                 n_done += 1
+                tried.add(task.video.video_id)
                 _count(summary, task, done)
                 if on_done:
                     on_done(n_done, len(todo.videos), task.video, done)
         finally:
-            _write_failures(out, summary.failures)
+            settled = {printable(video_id) for video_id in tried | todo.finished}
+            kept = [f for f in earlier if printable(f.video_id) not in settled]
+            _write_failures(out, [*summary.failures, *kept])
     summary.elapsed_s = time.monotonic() - started
     if len(todo.videos) > n_skipped and len(summary.failures) == len(todo.videos):
         first = summary.failures[0]
@@ -207,23 +228,32 @@ def prepare(
 def _work(todo: Plan, out: Path, running: Running) -> Iterator[tuple[Task, Done]]:
     """Every video that is not finished, as its child process finishes it."""
     limits = replace(running.limits, max_frames=todo.recipe.max_frames)
-    tasks = (
-        Task(video, todo.splits[video.video_id], out.absolute(), todo.recipe, limits)
+    tasks = (  # with whole paths: the workers of a cluster work elsewhere
+        Task(_whole(video), todo.splits[video.video_id], out.absolute(), todo.recipe, limits)
         for video in todo.videos
         if video.video_id not in todo.finished
     )
     engine = (
-        partial(run_on_cluster, address=running.cluster)
+        partial(run_on_cluster, address=running.cluster, alike=versions)
         if running.cluster
         else partial(run_all, workers=running.workers)
     )
     bounds = {"max_seconds": running.max_seconds, "max_memory_gb": running.max_memory_gb}
     for task, result in engine(prepare_video, tasks, **bounds):
         if isinstance(result, Died):
-            remove_crops(out, task.video.video_id)
+            forget_crops(task)
             lost = failure(task.video, "error", result.cause, result.hint)
             result = Done(lost, {}, 0, {})
         yield task, result
+
+
+def _whole(video: SourceVideo) -> SourceVideo:
+    return replace(
+        video,
+        path=video.path.absolute(),
+        mask=video.mask and video.mask.absolute(),
+        shipped={quality: path.absolute() for quality, path in video.shipped.items()},
+    )
 
 
 def _count(summary: PrepareSummary, task: Task, done: Done) -> None:
@@ -246,40 +276,83 @@ class _Before(NamedTuple):
 
     video: SourceVideo
     n_bytes: int
+    n_frames: int
     sha256: str
     finished_ns: int
 
-    def differs_from(self, video: SourceVideo) -> bool:
-        """Whether the file has other bytes now. Hashed only where it is newer than the part."""
+
+SPOT_CHECKS = 16
+"""Finished videos whose files are hashed on every rerun, though they look as they did."""
+
+
+def _changed(pairs: Sequence[tuple[SourceVideo, _Before]], recipe: PrepareRecipe) -> set[str]:
+    """Ids of videos whose files hold other bytes now, or whose shipped crops are others in number.
+
+    A file of the same size is hashed where it is newer than the part, and some are in any case; if
+    one of those differs, all are. A newer mask or shipped quality counts as changed.
+    """
+    changed, alike = set(), []
+    for video, before in pairs:
+        beside = [video.mask, *(video.shipped.values() if recipe.use_shipped else ())]
         if video.crops:
-            return False
-        try:
-            status = video.path.stat()
-        except OSError:
-            return False  # reported when it is opened
-        if status.st_size != self.n_bytes:
-            return True
-        return status.st_mtime_ns > self.finished_ns and sha256_of(video.path) != self.sha256
+            differs = before.n_frames != min(len(names) for names in video.crops.values())
+        elif any(_newer(path, before.finished_ns) for path in beside if path):
+            differs = True
+        elif _newer(video.path, before.finished_ns):
+            differs = _other_bytes(video, before)
+        else:
+            differs = _n_bytes(video.path) not in (None, before.n_bytes)
+            alike += [] if differs else [(video, before)]
+        if differs:
+            changed.add(video.video_id)
+    step = max(1, len(alike) // SPOT_CHECKS)
+    if any(_other_bytes(*pair) for pair in alike[::step]):
+        changed |= {video.video_id for video, before in alike if _other_bytes(video, before)}
+    return changed
+
+
+def _newer(path: Path, than_ns: int) -> bool:
+    try:
+        return path.stat().st_mtime_ns > than_ns
+    except OSError:
+        return False  # reported when it is opened
+
+
+def _n_bytes(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _other_bytes(video: SourceVideo, before: _Before) -> bool:
+    try:
+        return sha256_of(video.path) != before.sha256
+    except OSError:
+        return False
 
 
 def _has_parts(out: Path) -> bool:
     return any((out / "manifest").glob("*.parquet"))
 
 
-def _finished(out: Path) -> dict[str, _Before]:
-    """The videos that earlier runs prepared, by id."""
+def _finished(out: Path, damaged: Collection[Path] = ()) -> dict[str, _Before]:
+    """The videos that earlier runs prepared, by id, but for those of `damaged` parts."""
     if not _has_parts(out):
         return {}
     names = ["video_id", "label", "dataset", "manipulation", "identities", "split", "source"]
+    facts = ["source_bytes", "n_frames", "source_sha256"]
     found = {}
     for part in sorted((out / "manifest").glob("*.parquet")):
-        rows = read_part(part, [*names, "source_bytes", "source_sha256"]).slice(0, 1).to_pylist()
+        if part in damaged:
+            continue
+        rows = read_part(part, [*names, *facts]).slice(0, 1).to_pylist()
         if not rows:
             raise DfdetectError(f"{part}: has no rows", "run prepare with --repair")
         row = rows[0]
-        n_bytes, digest = row.pop("source_bytes"), row.pop("source_sha256")
+        then = [row.pop(name) for name in facts]
         video = SourceVideo(path=Path(), **row | {"identities": tuple(row["identities"])})
-        found[video.video_id] = _Before(video, n_bytes, digest, part.stat().st_mtime_ns)
+        found[video.video_id] = _Before(video, *then, part.stat().st_mtime_ns)
     return found
 
 
@@ -344,7 +417,7 @@ def _refuse_other_recipe(out: Path, recipe: PrepareRecipe) -> None:
             )
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     """Of what decides the bytes of crops."""
     import av
     import cv2
@@ -363,7 +436,7 @@ def _refuse_other_versions(out: Path, allowed: Allowed) -> None:
     """Errors: DfdetectError naming a library of another version than `out` was prepared with."""
     if allowed.other_versions or not (content := _stored(out)):
         return
-    stored, now = content["versions"], _versions()
+    stored, now = content["versions"], versions()
     for name in sorted(stored.keys() & now.keys()):
         if stored[name] != now[name]:
             raise DfdetectError(
@@ -376,23 +449,38 @@ def _refuse_other_versions(out: Path, allowed: Allowed) -> None:
 
 def _write_recipe(out: Path, recipe: PrepareRecipe, seed: int, allowed: Allowed) -> None:
     """What is accepted once stays accepted; other versions are added to the list."""
-    path, versions = out / "prepare.json", _versions()
+    path, now = out / "prepare.json", versions()
     if _has_parts(out) and path.exists():
         content = read_json(path)
         if allowed.identity_overlap:
             content["identity_overlap_allowed"] = True
         others = content.get("other_versions", [])
-        if versions != content["versions"] and versions not in others:
-            content["other_versions"] = [*others, versions]
+        if now != content["versions"] and now not in others:
+            content["other_versions"] = [*others, now]
     else:
         content = {
             "recipe": recipe.as_dict(),
             "split_seed": seed,
             "identity_overlap_allowed": allowed.identity_overlap,
-            "versions": versions,
+            "versions": now,
         }
     if not path.exists() or content != read_json(path):
         write_json(path, content)
+
+
+def _read_failures(out: Path) -> list[Failure]:
+    """What earlier runs could not prepare; none, if the list is not one of ours."""
+    path = out / "failures.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        rows = [[_unquoted(cell) for cell in row] for row in csv.reader(file)]
+    wide = [row for row in rows[1:] if len(row) == len(Failure._fields) and row[2] in ("0", "1")]
+    return [Failure(*row)._replace(label=int(row[2])) for row in wide]
+
+
+def _unquoted(cell: str) -> str:
+    return cell[1:] if cell[:1] == "'" and cell[1:2] in FORMULA_SIGNS else cell
 
 
 def _write_failures(out: Path, failures: Sequence[Failure]) -> None:
@@ -401,7 +489,7 @@ def _write_failures(out: Path, failures: Sequence[Failure]) -> None:
     writer.writerow(Failure._fields)
     for row in sorted(failures):
         # A cell that begins like a formula is quoted for spreadsheets.
-        cells = [f"'{c}" if str(c)[:1] in tuple("=+-@\t\r") else c for c in row]
+        cells = [f"'{c}" if str(c)[:1] in FORMULA_SIGNS else c for c in row]
         writer.writerow([printable(c) for c in cells])
     write_whole(out / "failures.csv", buffer.getvalue())
 

@@ -109,7 +109,7 @@ class Picture:
     def for_h264(self) -> "Picture":
         """The same as 8-bit 4:2:0 with even sides, as H264Loop encodes it. Two threads must not
         convert one frame, so this is called before a picture goes to several encoders."""
-        return replace(self, yuv=_as_420(self.yuv))
+        return replace(self, yuv=_as_420(self.yuv, self.orientation))
 
     def frame(self) -> Frame:
         return Frame(self.index, self.time_s, self.rgb())
@@ -375,7 +375,7 @@ class H264Loop:
 
     def push(self, picture: Picture) -> list[Picture]:
         """Encode one picture; returns those that came out meanwhile (later, in order)."""
-        yuv = _as_420(picture.yuv)
+        yuv = _as_420(picture.yuv, picture.orientation)
         if self._encoder is None:
             self._encoder = _h264_encoder(yuv, self._rate, self._crf)
             try:
@@ -393,7 +393,11 @@ class H264Loop:
             )
         yuv.pts, yuv.time_base, yuv.pict_type = len(self._sent), 1 / self._rate, 0
         self._sent.append((picture.index, picture.time_s, picture.orientation))
-        return self._back(self._encoder.encode(yuv))
+        try:
+            packets = self._encoder.encode(yuv)
+        except av.error.ExternalError as error:  # all that libx264 says when it gets no memory
+            raise MemoryError(f"libx264: {error}") from error
+        return self._back(packets)
 
     def flush(self) -> list[Picture]:
         """The pictures still inside the encoder and decoder."""
@@ -601,8 +605,12 @@ def _upright(image: np.ndarray, orientation: tuple[int, int, int, int]) -> np.nd
     return image[:: y_sign or 1, :: x_sign or 1]
 
 
-def _as_420(yuv: av.VideoFrame) -> av.VideoFrame:
-    """8-bit 4:2:0 with even sides; the frame itself where it is that already."""
+def _as_420(yuv: av.VideoFrame, orientation: tuple[int, int, int, int]) -> av.VideoFrame:
+    """8-bit 4:2:0 with even sides; the frame itself where it is that already.
+
+    Of odd sides, the row and column are cut off that will lie at the bottom and at the right of
+    the upright picture, so that its pixels keep their places.
+    """
     even = (yuv.width // 2 * 2, yuv.height // 2 * 2)
     if min(even) < 2:
         raise DfdetectError(f"a frame of {yuv.width}x{yuv.height} is too small for H.264")
@@ -610,7 +618,11 @@ def _as_420(yuv: av.VideoFrame) -> av.VideoFrame:
         return yuv
     if (yuv.width, yuv.height) != even:
         planes = _converted(yuv, "yuv444p")
-        cropped = np.ascontiguousarray(planes.to_ndarray()[:, : even[1], : even[0]])
+        a, b, c, d = orientation
+        left = int(yuv.width > even[0] and (a or b) < 0)
+        top = int(yuv.height > even[1] and (d or c) < 0)
+        cropped = planes.to_ndarray()[:, top : top + even[1], left : left + even[0]]
+        cropped = np.ascontiguousarray(cropped)
         yuv = av.VideoFrame.from_ndarray(cropped, format="yuv444p")
         yuv.color_range, yuv.colorspace = planes.color_range, planes.colorspace
     return _converted(yuv, "yuv420p")
@@ -625,7 +637,7 @@ def _converted(yuv: av.VideoFrame, pix_fmt: str) -> av.VideoFrame:
 
 
 def _x264_options(crf: int) -> dict[str, str]:
-    return {"preset": "medium", "crf": str(crf), "x264-params": "cpu-independent=1"}
+    return {"preset": "medium", "crf": str(crf), "x264-params": "cpu-independent=1:log=-1"}
 
 
 def _h264_encoder(yuv: av.VideoFrame, rate: Fraction, crf: int) -> av.VideoCodecContext:

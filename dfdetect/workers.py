@@ -11,7 +11,9 @@ import gc
 import multiprocessing
 import resource
 import signal
-from collections.abc import Callable, Iterable, Iterator
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -87,12 +89,14 @@ def run_on_cluster(
     address: str,
     max_seconds: float,
     max_memory_gb: float,
+    alike: Callable[[], Mapping[str, str]] = dict,
 ) -> Iterator[tuple[Input, Any | Died]]:
     """The same on the workers of a Dask scheduler at `address` (tcp://host:8786), which see the
     same files under the same paths. Each keeps children of its own; work of a worker that is lost
-    is done again by another.
+    is done again by another. `alike()` must give the same there as here.
 
-    Errors: DfdetectError with ExitCode.ENVIRONMENT without dask.distributed or a scheduler.
+    Errors: DfdetectError with ExitCode.ENVIRONMENT without dask.distributed or a scheduler, or
+    where a worker is not alike.
     """
     try:
         from distributed import Client, KilledWorker, as_completed
@@ -109,12 +113,14 @@ def run_on_cluster(
             "start one with `dask scheduler`, and workers with `dask worker ADDRESS`",
             ExitCode.ENVIRONMENT,
         ) from error
+    run = uuid.uuid4().hex
     with client:
+        _refuse_unlike(client.run(alike), alike())
         waiting = iter(inputs)
 
         def start(value: Input) -> Future:
             future = client.submit(
-                _run_in_child, function, value, max_seconds, max_memory_gb, pure=False
+                _run_in_child, run, function, value, max_seconds, max_memory_gb, pure=False
             )
             values[future.key] = value
             return future
@@ -123,15 +129,20 @@ def run_on_cluster(
         room = max(8, 3 * sum(client.ncores().values()))
         first = [start(value) for value in islice(waiting, room)]
         running = as_completed(first, loop=client.loop)
-        for future in running:
-            value = values.pop(future.key)
-            try:
-                result = future.result()
-            except KilledWorker:
-                result = Died("several workers of the cluster died on it", _HINT)
-            if (following := next(waiting, None)) is not None:
-                running.add(start(following))
-            yield value, result
+        try:
+            for future in running:
+                value = values.pop(future.key)
+                try:
+                    result = future.result()
+                except KilledWorker:
+                    result = Died("several workers of the cluster died on it", _HINT)
+                if (following := next(waiting, None)) is not None:
+                    running.add(start(following))
+                yield value, result
+        finally:
+            with suppress(Exception):  # a cluster that is gone has ended its children
+                client.cancel(first + [future for future in running.futures])
+                client.run(_end_children, run)
 
 
 # --- in this process -------------------------------------------------------------------------
@@ -232,20 +243,44 @@ def _return_memory() -> None:
 
 # --- on a worker of a cluster ----------------------------------------------------------------
 
-_pool: Any = None
+_pools: dict[str, Any] = {}  # by run
+_pools_lock = threading.Lock()
 
 
 def _run_in_child(
-    function: Callable[[Input], Any], value: Input, max_seconds: float, max_memory_gb: float
+    run: str,
+    function: Callable[[Input], Any],
+    value: Input,
+    max_seconds: float,
+    max_memory_gb: float,
 ) -> Any | Died:
     """A Dask task: `function(value)` in a child of this worker, which stays for the next task."""
-    global _pool
     from distributed import get_worker
 
-    if _pool is None or not _pool.active:
-        # Dask marks workers daemonic, which forbids children only so that none is left over;
-        # ours die with their server, and that with this process.
-        multiprocessing.current_process()._config["daemon"] = False
-        _pool = _start_pool(get_worker().state.nthreads, max_memory_gb)
-    future = _pool.schedule(_run, args=(function, value), timeout=max_seconds)
+    with _pools_lock:
+        if run not in _pools or not _pools[run].active:
+            # Dask marks workers daemonic, which forbids children only so that none is left over;
+            # ours die with their server, and that with this process.
+            multiprocessing.current_process()._config["daemon"] = False
+            _pools[run] = _start_pool(get_worker().state.nthreads, max_memory_gb)
+        pool = _pools[run]
+    future = pool.schedule(_run, args=(function, value), timeout=max_seconds)
     return _result(future, max_seconds, max_memory_gb)
+
+
+def _end_children(run: str) -> None:
+    """The run is over: whatever is still in hand writes nothing any more."""
+    with _pools_lock:
+        if pool := _pools.pop(run, None):
+            pool.stop()
+
+
+def _refuse_unlike(workers: Mapping[str, Mapping[str, str]], here: Mapping[str, str]) -> None:
+    for address, there in workers.items():
+        for name in here:
+            if there.get(name) != here[name]:
+                raise DfdetectError(
+                    f"worker {address} has {name} {there.get(name)}, here it is {here[name]}",
+                    "install the same versions on all machines",
+                    ExitCode.ENVIRONMENT,
+                )

@@ -188,6 +188,21 @@ def test_the_mask_chooses_the_face(couple, tmp_path):
             assert (row["face_choice"], row["n_faces"], row["warnings"]) == ("mask", 2, "")
 
 
+def test_a_mask_of_another_size_chooses_the_same_face(couple, tmp_path):
+    full = np.zeros((256, 416, 3), np.uint8)
+    full[80:180, 290:380] = 255
+    for name, size in (("half", (208, 128)), ("double", (832, 512)), ("tall", (128, 256))):
+        resized = cv2.resize(full, size, interpolation=cv2.INTER_NEAREST)
+        write_whole(tmp_path / f"{name}.mp4", write_video([resized] * 6, 12))
+        cut(video(couple, mask=tmp_path / f"{name}.mp4"), tmp_path / name, RAW)
+        for row in rows(tmp_path / name):
+            if name == "tall":
+                assert row["warnings"].startswith("the mask is of another shape")
+                assert row["face_choice"] == "main"
+            else:
+                assert row["box_xyxy"][0] > 256 and row["face_choice"] == "mask"
+
+
 def test_without_a_mask_the_larger_face_is_kept_with_a_warning(couple, tmp_path):
     empty = video(couple, mask=mask(tmp_path / "empty.mp4"))
     (tmp_path / "broken.mp4").write_bytes(b"no video")
@@ -239,6 +254,30 @@ def test_crops_that_a_dataset_ships_are_taken_as_they_are(shelf, tmp_path):
         assert (row["face_choice"], row["landmarks"], row["fps"]) == ("shipped", None, None)
 
 
+def test_crops_of_several_people_keep_their_tracks_and_frames(shelf, tmp_path):
+    names = [f"{frame:06d}_{track}.png" for frame in (4, 9, 14, 19) for track in (0, 1)]
+    for i, name in enumerate(names):
+        (shelf / name).write_bytes((shelf / f"{i}.png").read_bytes())
+    crops = {"raw": tuple(names), "c23": tuple(names[1:])}
+    cut(video(shelf, crops=crops), tmp_path / "out", PrepareRecipe(("raw", "c23"), 2))
+    found = {(r["frame_index"], r["track_id"]) for r in rows(tmp_path / "out")}
+    assert found == {(9, 0), (9, 1), (19, 0), (19, 1)}
+    assert {r["psnr_db"] for r in rows(tmp_path / "out")} == {None, 99.0}  # the same picture
+    assert {r["n_faces"] for r in rows(tmp_path / "out")} == {2}
+
+
+def test_crops_without_numbers_are_paired_only_if_all_qualities_name_them_alike(shelf, tmp_path):
+    for name in ("a", "b", "c"):
+        (shelf / f"{name}.png").write_bytes((shelf / "0.png").read_bytes())
+    recipe = PrepareRecipe(("raw", "c23"), 3)
+    alike = {"raw": ("a.png", "b.png", "c.png"), "c23": ("a.png", "b.png", "c.png")}
+    done = cut(video(shelf, crops=alike), tmp_path / "out", recipe)
+    assert done.n_crops == {"raw": 3, "c23": 3}
+    other = alike | {"c23": ("b.png", "c.png")}
+    done = cut(video(shelf, crops=other), tmp_path / "other", recipe)
+    assert "which belong together cannot be told" in done.failure.message
+
+
 def test_crops_in_an_archive_are_the_same_as_in_a_folder(shelf, tmp_path):
     with tarfile.open(tmp_path / "shelf.tar.gz", "w:gz") as archive:
         archive.add(shelf, "7/fake")
@@ -261,6 +300,23 @@ def test_crops_cannot_be_encoded_as_video_or_lie_elsewhere(shelf, tmp_path):
     for name in ("../secret.png", "link.png", str(tmp_path / "secret.png"), "absent.png"):
         done = cut(video(shelf, crops={"raw": (name,)}), tmp_path / "out", RAW)
         assert "is not a file below it" in done.failure.message
+
+
+def test_a_video_that_fails_now_keeps_the_crops_made_before(talk, tmp_path):
+    source = tmp_path / "talk.mp4"
+    source.write_bytes(talk.read_bytes())
+    cut(video(source), tmp_path / "out", RAW)
+    before = [(tmp_path / "out" / r["path"]).read_bytes() for r in rows(tmp_path / "out")]
+    source.write_bytes(talk.read_bytes()[:500])  # a download that broke off
+    assert cut(video(source), tmp_path / "out", RAW).failure.kind == "error"
+    assert before == [(tmp_path / "out" / r["path"]).read_bytes() for r in rows(tmp_path / "out")]
+
+
+def test_bits_per_pixel_count_the_whole_file_also_under_a_frame_limit(talk, tmp_path):
+    cut(video(talk), tmp_path / "a", RAW)
+    cut(video(talk), tmp_path / "b", RAW, Limits(max_frames=4))
+    whole, limited = (rows(tmp_path / name)[0]["bits_per_pixel"] for name in "ab")
+    assert whole == pytest.approx(limited)
 
 
 def test_failures_name_the_file_as_its_source_does(tmp_path):

@@ -213,6 +213,12 @@ def test_after_a_cut_another_person_at_the_same_place_is_another_track():
     assert [len(t.faces) for t in track_faces(frames, cuts={2})] == [2, 1]
 
 
+def test_a_cut_counts_also_when_the_new_shot_begins_without_a_face():
+    frames = [[looking(0, ANN)], [], [looking(0, BOB)]]
+    assert len(track_faces(frames, cuts={1})) == 2
+    assert len(track_faces(frames)) == 1
+
+
 def test_a_person_seen_again_elsewhere_keeps_the_track():
     frames = [[looking(0, ANN)], [looking(0, BOB)], [looking(500, ANN), looking(0, BOB)]]
     tracks = track_faces(frames, cuts={1, 2})

@@ -107,3 +107,16 @@ def test_a_folder_without_manifest_says_how_to_make_one(tmp_path):
     with pytest.raises(DfdetectError) as error:
         read_samples(tmp_path)
     assert "dfdetect prepare" in error.value.hint
+
+
+@pytest.mark.parametrize("step", [1, 2, 6])
+def test_a_folder_that_grows_in_steps_gets_the_splits_of_one_that_is_whole(step):
+    videos = [
+        SourceVideo(Path(f"{i}.mp4"), f"set/{i}", 0, "set", "real", (f"person {i}",))
+        for i in range(60)
+    ]
+    splits = {}
+    for end in range(step, 61, step):
+        splits = assign_splits(videos[:end], 0, splits)
+    n = {name: list(splits.values()).count(name) for name in ("train", "val", "test")}
+    assert abs(n["train"] - 42) <= 2 and abs(n["val"] - 9) <= 2 and abs(n["test"] - 9) <= 2

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 
 import cv2
 import numpy as np
@@ -220,3 +221,85 @@ def test_all_tracks_are_kept_on_request(tmp_path):
     assert warning == "2 faces were followed; the main one was kept"
     both = PrepareRecipe(frames=3, tracks="all")
     assert prepare(tmp_path / "s", tmp_path / "all", both).n_tracks == 2
+
+
+def damage_one(out):
+    """A crop that is not what was written; gives the name of its video's part."""
+    crop = sorted(out.glob("faces/raw/*/*.png"))[0]
+    crop.write_bytes(crop.read_bytes()[:-5])
+    return crop.parent.name
+
+
+def test_repair_mends_what_comes_from_the_source_and_keeps_the_rest(tmp_path, source):
+    prepare(source, tmp_path / "out", RECIPE)
+    before = tree(tmp_path / "out")
+    part = damage_one(tmp_path / "out")
+    other = tmp_path / "other/real/cat.mp4"
+    write_clip(other, 3)
+    summary = prepare(tmp_path / "other", tmp_path / "out", RECIPE, repair=True)
+    assert summary.unmended == [part]
+    assert (tmp_path / "out/manifest" / f"{part}.parquet").exists()
+    assert prepare(source, tmp_path / "out", RECIPE, repair=True).unmended == []
+    assert before.items() <= tree(tmp_path / "out").items()
+
+
+def test_repair_of_a_source_that_is_not_there_changes_nothing(tmp_path, source):
+    prepare(source, tmp_path / "out", RECIPE)
+    damage_one(tmp_path / "out")
+    before = tree(tmp_path / "out")
+    with pytest.raises(DfdetectError, match="no such file"):
+        prepare(tmp_path / "absent", tmp_path / "out", RECIPE, repair=True)
+    assert tree(tmp_path / "out") == before
+
+
+def test_a_part_of_an_older_version_is_refused_and_never_repaired_away(tmp_path, source):
+    import pyarrow.parquet as pq
+
+    prepare(source, tmp_path / "out", RECIPE)
+    for part in (tmp_path / "out/manifest").glob("*.parquet"):
+        pq.write_table(pq.read_table(part).drop_columns(["source_bytes", "n_frames"]), part)
+    before = tree(tmp_path / "out")
+    for repair in (False, True):
+        with pytest.raises(DfdetectError, match="written by an older dfdetect"):
+            prepare(source, tmp_path / "out", RECIPE, repair=repair)
+    assert tree(tmp_path / "out") == before
+
+
+def test_another_source_of_the_same_name_is_not_taken_for_the_first(tmp_path):
+    for day, seed in (("mon", 1), ("tue", 2)):
+        for name in ("a", "b", "c"):
+            write_clip(tmp_path / day / "clips/real" / f"{name}.mp4", seed)
+            seed += 10
+    out = tmp_path / "out"
+    prepare(tmp_path / "mon/clips", out, RECIPE)
+    before = tree(out)
+    with pytest.raises(DfdetectError, match="is this another source of the same name"):
+        prepare(tmp_path / "tue/clips", out, RECIPE)
+    assert tree(out) == before
+    replaced = prepare(tmp_path / "tue/clips", out, RECIPE, allowed=Allowed(other_files=True))
+    assert replaced.n_changed == 3
+
+
+def test_other_files_of_equal_size_that_are_older_than_the_crops_are_noticed(tmp_path, source):
+    prepare(source, tmp_path / "out", RECIPE)
+    for path in source.rglob("*.mp4"):
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(bytes(content))
+        os.utime(path, (1, 1))
+    with pytest.raises(DfdetectError, match="come from other files"):
+        prepare(source, tmp_path / "out", RECIPE)
+
+
+def test_failures_of_another_source_stay_listed_until_they_are_settled(tmp_path, source):
+    write_scenery(tmp_path / "first/real/scenery.mp4")
+    write_clip(tmp_path / "first/real/dan.mp4", 4)
+    out = tmp_path / "out"
+    prepare(tmp_path / "first", out, RECIPE)
+    prepare(source, out, RECIPE)
+    listed = [row["source"] for row in csv.DictReader((out / "failures.csv").open())]
+    assert listed == ["real/scenery.mp4"]
+    (tmp_path / "first/real/scenery.mp4").unlink()
+    write_clip(tmp_path / "first/real/scenery.mp4", 5)
+    prepare(tmp_path / "first", out, RECIPE)
+    assert list(csv.DictReader((out / "failures.csv").open())) == []

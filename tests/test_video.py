@@ -236,3 +236,22 @@ def _set_rotation(path, degrees):
             4, "big", signed=True
         )
     path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "orientation",
+    [(1, 0, 0, 1), (-1, 0, 0, -1), (-1, 0, 0, 1), (0, 1, -1, 0), (0, -1, 1, 0), (0, -1, -1, 0)],
+)
+def test_odd_sides_lose_the_row_and_column_at_the_bottom_and_right_of_the_upright_picture(
+    orientation,
+):
+    image = clip(1)[0][:201, :167]
+    yuv = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+    picture = Picture(0, 0.0, yuv, orientation)
+    loop = H264Loop(1, Fraction(12))
+    (back,) = [*loop.push(picture), *loop.flush()]
+    encoded, upright = back.rgb().astype(int), picture.rgb().astype(int)
+    height, width = encoded.shape[:2]
+    in_place = np.square(encoded - upright[:height, :width]).mean()
+    beside = np.square(encoded[:, :-1] - upright[:height, 1:width]).mean()
+    assert 4 * in_place < beside

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -142,8 +143,9 @@ def test_a_cluster_gives_the_results_that_this_machine_gives(cluster):
 
 
 def test_prepare_on_a_cluster_writes_the_same_bytes_also_when_a_worker_is_killed(
-    cluster, clips, tmp_path
+    cluster, clips, tmp_path, monkeypatch
 ):
+    monkeypatch.chdir(clips.parent)  # the workers are in another folder
     address, workers = cluster
     recipe = PrepareRecipe(("raw", "c23"), 3)
     killed = []
@@ -156,7 +158,7 @@ def test_prepare_on_a_cluster_writes_the_same_bytes_also_when_a_worker_is_killed
 
     prepare(clips, tmp_path / "here", recipe)
     running = Running(cluster=address)
-    prepare(clips, tmp_path / "there", recipe, running=running, on_done=kill_one)
+    prepare(Path(clips.name), tmp_path / "there", recipe, running=running, on_done=kill_one)
     assert killed == [15]
     hashes = [
         {str(p.relative_to(tmp_path / name)): sha256_of(p) for p in (tmp_path / name).rglob("*.p*")}
@@ -164,6 +166,16 @@ def test_prepare_on_a_cluster_writes_the_same_bytes_also_when_a_worker_is_killed
     ]
     assert len(hashes[0]) == 18 * (1 + 2 * 3)
     assert hashes[0] == hashes[1]
+
+
+def one_python():
+    return {"python": f"that of process {os.getpid()}"}
+
+
+def test_a_worker_with_other_versions_is_refused(cluster):
+    with pytest.raises(DfdetectError, match="has python that of process") as error:
+        list(run_on_cluster(work, [("plain", 1)], cluster[0], alike=one_python, **LIMITS))
+    assert error.value.exit_code == ExitCode.ENVIRONMENT
 
 
 def test_an_address_where_no_scheduler_answers_is_one_error():

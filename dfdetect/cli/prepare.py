@@ -177,6 +177,14 @@ def prepare(
             rich_help_panel=RUNTIME,
         ),
     ] = False,
+    allow_other_files: Annotated[
+        bool,
+        typer.Option(
+            "--allow-other-files",
+            help="Replace finished videos though most come from other files now.",
+            rich_help_panel=RUNTIME,
+        ),
+    ] = False,
     max_frames: Annotated[
         int,
         typer.Option(min=1, help="Decode no more of a video.", rich_help_panel=RUNTIME),
@@ -232,7 +240,7 @@ def prepare(
     names = tuple(q.name for q in parse_qualities(qualities)) if qualities else ()
     crop = CropRecipe(size=size, template=template, margin=margin)
     recipe = verb.PrepareRecipe(names, frames, tracks, format_, use_shipped, max_frames, crop)
-    allowed = verb.Allowed(allow_identity_overlap, allow_other_versions)
+    allowed = verb.Allowed(allow_identity_overlap, allow_other_versions, allow_other_files)
     if dry_run:
         plan = verb.plan(source, out, recipe, dataset, options, seed, allowed)
         _show_plan(plan, as_json)
@@ -249,6 +257,9 @@ def prepare(
         warn(f"{failure.message}; {failure.hint}" if failure.hint else failure.message)
     if len(summary.failures) > 10:
         warn(f"{len(summary.failures) - 10} more failures are listed in {out / 'failures.csv'}")
+    if summary.unmended:
+        first, n = summary.unmended[0], len(summary.unmended)
+        warn(f"{n} damaged videos are not in this source and stay damaged, the first {first}")
     with progress("audit", quiet or as_json) as update:
         findings = audit([out], False, update)
     if as_json:
@@ -334,6 +345,7 @@ def _summary_json(summary) -> dict:
         "finished_before": summary.n_skipped,
         "changed": summary.n_changed,
         "from_other_sources": summary.n_elsewhere,
+        "still_damaged": summary.unmended,
         "failures": [failure._asdict() for failure in summary.failures],
         "stage_s": {stage: round(seconds, 2) for stage, seconds in summary.stage_s.items()},
         "elapsed_s": round(summary.elapsed_s, 2),
