@@ -161,6 +161,8 @@ def hostile_files(place: Place, number: int, rng: random.Random) -> None:
             rows = csv.writer(file)
             rows.writerow(("path", "label"))
             cases = [c for c in cases if c.get("path") and path_of(folder, c).exists()]
+            if os.getuid() == 0:  # who may read everything
+                cases = [c for c in cases if "noperm" not in c["path"]]
             rows.writerows((f"{link.name}/{case['path']}", "real") for case in cases)
         results = []
         for workers in (1, 2, 4):
