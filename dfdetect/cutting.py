@@ -114,8 +114,10 @@ def prepare_video(task: Task) -> Done:
     except DfdetectError as error:
         if error.exit_code == ExitCode.ENVIRONMENT:
             raise
-        forget_crops(task)
         kind = "no-face" if isinstance(error, _NoFace) else "error"
+        if kind == "no-face":  # the file is whole, and what was cut from another is not of it
+            part_path(task.out, video.video_id).unlink(missing_ok=True)
+        forget_crops(task)
         return Done(failure(video, kind, error.message, error.hint), {}, 0, stage_s)
     except MemoryError:
         raise

@@ -15,7 +15,7 @@ if sys.platform != "linux":
 
 from faults import prepare as faults
 
-from dfdetect.integrity import find_damage, remove_damage
+from dfdetect.integrity import find_damage
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_a_folder_edited_by_hand_is_refused_and_not_changed(place, rng, number):
 
 
 @pytest.mark.parametrize("damage", faults.DAMAGE.values(), ids=list(faults.DAMAGE))
-def test_damage_is_found_and_what_is_left_is_whole(place, rng, damage):
+def test_damage_of_every_kind_is_found_and_looking_changes_nothing(place, rng, damage):
     out = place.prepared()
     assert find_damage(out) == []
     damaged = damage(out, rng)
@@ -113,15 +113,11 @@ def test_damage_is_found_and_what_is_left_is_whole(place, rng, damage):
     for path in damaged:
         assert any(path == p.path or path.stem in str(p.path) for p in problems)
     assert faults.tree(out) == before
-    remove_damage(out, problems)
-    assert find_damage(out) == []
-    now = faults.tree(out)
-    assert now.items() <= place.whole.items()
-    assert len(now) >= len(place.whole) * 0.7
 
 
-def test_verify_finds_and_repair_mends_to_the_same_tree(place, rng):
-    faults.damage_and_mend(place, faults.DAMAGE["a file without its row"], rng)
+@pytest.mark.parametrize("kind", list(faults.DAMAGE)[::6])
+def test_verify_finds_and_repair_mends_to_the_same_tree(place, rng, kind):
+    faults.damage_and_mend(place, faults.DAMAGE[kind], rng)
 
 
 @pytest.mark.parametrize("number", [0, 2, 11, 12], ids=["1", "4", "copy", "elsewhere"])
