@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from dfdetect.errors import DfdetectError, ExitCode
 from dfdetect.files import sha256_of
-from dfdetect.manifest import OtherVersion, folder_key, read_part
+from dfdetect.manifest import OtherVersion, folder_key, part_path, read_part
 
 
 class Problem(NamedTuple):
@@ -76,6 +76,9 @@ def _damage_of(data: Path, part: Path, claimed: set[Path]) -> list[Problem]:
     if any(not row["path"] or not row["video_id"] for row in rows):
         return [Problem(part, "has rows without a path or a video", part)]
     if any(folder_key(row["video_id"]) != part.stem for row in rows):
+        own = {part_path(data, row["video_id"]) for row in rows}
+        if part not in own and all(other.exists() for other in own):
+            return [Problem(part, "repeats the manifest of another video", None)]
         return [Problem(part, "holds rows of another video", part)]
     problems = []
     counts = Counter((row["sample_id"], row["quality"]) for row in rows)

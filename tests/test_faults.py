@@ -115,7 +115,7 @@ def test_damage_of_every_kind_is_found_and_looking_changes_nothing(place, rng, d
     assert faults.tree(out) == before
 
 
-@pytest.mark.parametrize("kind", list(faults.DAMAGE)[::6])
+@pytest.mark.parametrize("kind", list(faults.DAMAGE)[::8])
 def test_verify_finds_and_repair_mends_to_the_same_tree(place, rng, kind):
     faults.damage_and_mend(place, faults.DAMAGE[kind], rng)
 
