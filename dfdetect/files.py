@@ -17,8 +17,8 @@ from typing import Any
 from dfdetect.errors import DfdetectError, ExitCode
 
 
-def write_whole(path: Path, content: bytes | str) -> None:
-    """Write `content` under `path` completely, or raise and leave `path` as it was.
+def write_whole(path: Path, content: bytes | str, *more: bytes | memoryview) -> None:
+    """Write `content`, and `more` after it, completely, or raise and leave `path` as it was.
 
     Errors: DfdetectError with ExitCode.ENVIRONMENT when the disk is full or not writable.
     """
@@ -29,7 +29,8 @@ def write_whole(path: Path, content: bytes | str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            file.write(content)
+            for part in (content, *more):
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -77,6 +77,12 @@ class Preset(_Section):
     schedule: Schedule = Schedule()
     augment: Augment = Augment()
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    accumulate: int = Field(1, ge=1, description="parts in which a batch goes through the network")
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay of a moving average of the weights, which is validated"
+    )
+    channels_last: bool = Field(False, description="memory layout that suits GPUs and bf16")
+    compile: bool = Field(False, description="torch.compile the network; slow to start")
     seed: int = Field(0, ge=0)
 
     @field_validator("qualities", mode="before")
