@@ -33,6 +33,11 @@ class Batch(NamedTuple):
     domains: Tensor
     sample_ids: list[str]
 
+    def parts(self, n: int) -> list["Batch"]:
+        """The batch in `n` parts of equal size."""
+        size = len(self.sample_ids) // n
+        return [Batch(*(field[i * size : (i + 1) * size] for field in self)) for i in range(n)]
+
     def to_device(self, device: torch.device | str) -> "Batch":
         images = self.images.to(device, non_blocking=True).float().div_(255)
         return Batch(images, self.labels.to(device), self.domains.to(device), self.sample_ids)

@@ -74,6 +74,10 @@ class Detector(nn.Module):
             return list(self.backbone.get_classifier().parameters())
         return [*self.attention.parameters(), *self.classifier.parameters()]
 
+    def compile_features(self) -> None:
+        """Run the backbone through torch.compile from now on; same weights, same state_dict."""
+        self.features = torch.compile(self.features)
+
     def features(self, images: Tensor, strides: Sequence[int] = ()) -> Features:
         """Maps of images [N,3,S,S] in 0..1; `strides` names the taps, for example (8, 16, 32)."""
         if self.colour == "gray":

@@ -2,14 +2,9 @@
 
 One loop for every method: the method's forward is the loss, its `perturbed` context may move the
 weights for the descent pass and puts them back. The best checkpoint is chosen on val by the
-preset's rule; rows of the test split are never read.
-
-    RUN/preset.yaml (resolved)  run.json  metrics.jsonl  detector.safetensors  resume/state.pt
+preset's rule; rows of the test split are never read. What a run's folder holds: see `runs`.
 """
 
-import io
-import json
-import logging
 import math
 import signal
 import time
@@ -19,27 +14,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-import yaml
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 
-from dfdetect.audit import LEAKS, Finding, audit
-from dfdetect.checkpoint import FILE_NAME, CheckpointInfo, choose_device, save_checkpoint, versions
-from dfdetect.data import PairedCrops, at_qualities, default_workers, training_batches
+from dfdetect.checkpoint import (
+    FILE_NAME,
+    CheckpointInfo,
+    choose_device,
+    read_info,
+    save_checkpoint,
+    versions,
+)
+from dfdetect.data import Batch, PairedCrops, default_workers, training_batches
+from dfdetect.detector import Detector
 from dfdetect.errors import DfdetectError, ExitCode
-from dfdetect.faces import CropRecipe
-from dfdetect.files import folder_lock, read_json, write_json, write_whole
-from dfdetect.manifest import Sample, fingerprint, identity_leaks, read_samples, refuse_leaks
-from dfdetect.methods import Method, StepLoss, make_method, method_options
-from dfdetect.metrics import accuracy, auc, best_threshold, call_band, eer
-from dfdetect.presets import Optimizer, Preset, check_preset
-from dfdetect.quality import to_prepare
-from dfdetect.results import Prediction, predict, video_scores
-
-log = logging.getLogger(__name__)
+from dfdetect.files import cannot_write, folder_lock
+from dfdetect.methods import StepLoss, make_method, method_options
+from dfdetect.optim import make_optimizer, make_scheduler, moving_average
+from dfdetect.presets import Preset
+from dfdetect.processes import join
+from dfdetect.results import Prediction, predict
+from dfdetect.runs import (
+    State,
+    audit_fail_accepted,
+    begin_run,
+    forget_after,
+    json_line,
+    load_state,
+    refuse_other_run,
+    save_state,
+)
+from dfdetect.training_data import TrainingData, load_training_data
+from dfdetect.validation import choose_decision, validation_figures
 
 MEASURE_EVERY = 10
 """Steps between measurements of the regulariser's gradient; each costs part of a backward pass."""
@@ -47,26 +55,6 @@ TINY_RATIO = 1e-5
 """Below this gradient ratio a regulariser does nothing."""
 
 Event = dict[str, Any]
-
-
-class TrainingData(NamedTuple):
-    """Rows of the train and val splits at the preset's qualities, and what they have in common."""
-
-    train: list[Sample]
-    val: list[Sample]
-    domains: list[str]
-    crop: CropRecipe
-    fingerprint: str
-    notes: list[str]
-    no_calls: str  # why a model validated on this may make none, after accepted leaks; else empty
-
-    def counts(self) -> dict[str, Any]:
-        """Videos by split and class."""
-        count = {}
-        for name, rows in (("train", self.train), ("val", self.val)):
-            for label, word in ((0, "real"), (1, "fake")):
-                count[f"{name}_{word}_videos"] = len({r.video_id for r in rows if r.label == label})
-        return count
 
 
 class TrainPlan(NamedTuple):
@@ -99,7 +87,7 @@ def plan_training(
 ) -> TrainPlan:
     """Everything `train` checks before its first step, and the size of the run; writes nothing."""
     preset = _with_weights(preset, weights)
-    method_options(preset)
+    _check_options(preset)
     rows = load_training_data(preset, data, allow_audit_fail)
     crops = _paired(preset, rows)
     method = make_method(preset, len(rows.domains))
@@ -123,272 +111,287 @@ def train(
     resume: bool = False,
     on_event: Callable[[Event], None] = lambda event: None,
     allow_audit_fail: bool = False,
+    workers: int | None = None,
+    save_minutes: float = 15.0,
 ) -> TrainSummary:
     """Train `preset` on prepared folders; `on_event` gets one dict per step and per validation.
 
     `weights` replaces the preset's choice: pretrained, none, or a file. `allow_audit_fail` accepts
     what the audit calls a FAIL, and a resumed run what it was begun with; the run records it.
+    `workers` load crops (default: as the machine's cores allow). The state to resume from is saved
+    after each validation, when interrupted, and every `save_minutes` between.
+
+    Started by `torchrun` or `accelerate launch`, the processes share the work: each step takes
+    `batch_size` samples in each of them, and the one of rank 0 writes and calls `on_event`.
 
     Errors: DfdetectError for data that cannot be trained on, a run folder in use or not empty,
-    ExitCode.DIVERGED for a loss that is not finite, 130 or 143 when interrupted (state is saved).
+    ExitCode.DIVERGED for a loss that is not finite, ENVIRONMENT when memory or disk run out, 130
+    or 143 when interrupted (the state is saved).
     """
     preset = _with_weights(preset, weights)
-    method_options(preset)
-    accepts = allow_audit_fail or (resume and _accepted_before(out))
+    _check_options(preset)
+    accepts = allow_audit_fail or (resume and audit_fail_accepted(out))
     rows = load_training_data(preset, data, accepts)
     device = choose_device(device)
-    processes = PartialState(cpu=device == "cpu")
-    for note in rows.notes if processes.is_main_process else ():
-        on_event({"kind": "warning", "message": note})
+    who = join(on_cpu=device == "cpu")
+    warn = _teller(on_event, "warning") if who.is_main else lambda message: None
+    for note in rows.notes:
+        warn(note)
     # One process owns the folder; the others wait until it has been opened.
-    with folder_lock(out) if processes.is_main_process else nullcontext():
-        _refuse_other_run(out, preset, rows, resume)
-        run = _Run(preset, rows, out, device, _saved_state(out) if resume else None, on_event)
-        if processes.is_main_process and not resume:
-            _begin_run(out, preset, data, rows, allow_audit_fail)
-        processes.wait_for_everyone()
+    with folder_lock(out) if who.is_main else nullcontext():
+        accelerator = _accelerator(preset, device)
+        if who.is_main:
+            for difference in refuse_other_run(out, preset, rows, who.n, resume):
+                warn(difference)
+        state = load_state(out, preset, warn) if resume and who.is_main else None
+        accelerator.wait_for_everyone()
+        if resume and not who.is_main:
+            state = load_state(out, preset, warn)
+        run = _Run(preset, rows, out, accelerator, state, on_event, workers, save_minutes)
+        if who.is_main:
+            if resume:
+                forget_after(out, state)
+            else:
+                begin_run(out, preset, data, rows, who.n, allow_audit_fail)
+        accelerator.wait_for_everyone()
         return run.go()
 
 
-def load_training_data(
-    preset: Preset, data: Sequence[Path], allow_audit_fail: bool = False
-) -> TrainingData:
-    """Train and val rows of all folders.
-
-    Errors: DfdetectError for different crop recipes, a missing quality, one class only, an
-    identity in train and val (a note instead, where prepare was told to accept that), a FAIL of
-    the audit's short form (a note instead, with `allow_audit_fail`).
-    """
-    crops, rows, notes, strict_pairs, no_calls = {}, [], [], [], ""
-    for number, folder in enumerate(data):
-        prepared = read_json(folder / "prepare.json") if (folder / "prepare.json").exists() else {}
-        found = read_samples(folder, prefix=f"{number}:" if len(data) > 1 else "")
-        crops[folder] = CropRecipe.model_validate(prepared.get("recipe", {}).get("crop", {}))
-        wanted = at_qualities(found, preset.qualities)
-        missing = set(preset.qualities) - {s.quality for s in wanted}
-        if missing:
-            raise DfdetectError(
-                f"{folder}: holds no {', '.join(sorted(missing))} crops, "
-                f"which preset {preset.name} needs",
-                f"prepare it with --qualities {to_prepare(preset.qualities)}, "
-                "or --set qualities=...",
-            )
-        kept = [s for s in wanted if s.split in ("train", "val")]
-        # Of the test split only the names are looked at: nobody in it may be trained on.
-        pairs = {(tuple(f"{s.dataset}/{i}" for i in s.identities), s.split) for s in found}
-        if prepared.get("identity_overlap_allowed") or allow_audit_fail:
-            if leaks := identity_leaks(pairs):
-                if any({"train", "val"} <= splits for splits in leaks.values()):
-                    no_calls = "people of its validation are in its training too"
-                notes.append(
-                    f"{len(leaks)} identities of {folder.resolve().name} are in more than one "
-                    "split; its figures say nothing about people it has not seen"
-                )
-        else:
-            strict_pairs += sorted(pairs)
-        rows += kept
-    refuse_leaks(strict_pairs, ", ".join(map(str, data)), "prepare --allow-identity-overlap")
-    first, *others = crops.items()
-    for folder, crop in others:
-        if crop != first[1]:
-            raise DfdetectError(
-                f"{folder} was cropped with {crop}, {first[0]} with {first[1]}",
-                "prepare both with the same options",
-            )
-    train_rows, val_rows = ([s for s in rows if s.split == split] for split in ("train", "val"))
-    for name, split in (("train", train_rows), ("val", val_rows)):
-        labels = {s.label for s in split}
-        if labels != {0, 1}:
-            has = (
-                "no crops"
-                if not labels
-                else "only " + ("fake" if 1 in labels else "real") + " crops"
-            )
-            raise DfdetectError(
-                f"{', '.join(map(str, data))}: the {name} split has {has}",
-                "both classes are needed; add videos or give other --splits to prepare",
-            )
-    failed = _audited(data, allow_audit_fail)
-    notes += [f"accepted although the audit says FAIL: {f.name}: {f.message}" for f in failed]
-    if not no_calls and (leaked := [f.name for f in failed if f.name in LEAKS]):
-        no_calls = f"it was trained although the audit found leaks ({', '.join(leaked)})"
-    domains = ["real", *sorted({s.manipulation for s in train_rows if s.label})]
-    return TrainingData(train_rows, val_rows, domains, first[1], fingerprint(rows), notes, no_calls)
-
-
-def _audited(data: Sequence[Path], allow_fail: bool) -> list[Finding]:
-    """The FAILs of the audit's short form, which looks at manifests only, where they are accepted.
-
-    Errors: DfdetectError naming them where they are not.
-    """
-    failed = [finding for finding in audit(data, look_at_crops=False) if finding.status == "FAIL"]
-    if failed and not allow_fail:
-        told = "; ".join(f"{finding.name}: {finding.message.rstrip('.')}" for finding in failed)
-        raise DfdetectError(
-            f"{', '.join(map(str, data))}: the audit says FAIL: {told}",
-            "`dfdetect audit` lists what is concerned; accept it with --allow-audit-fail",
-        )
-    return failed
+class _Stopped(Exception):
+    """A signal came in the middle of a validation."""
 
 
 class _Run:
     """One training run from its first (or next) step to its end."""
 
     def __init__(
-        self, preset: Preset, rows: TrainingData, out: Path, device: str,
-        state: dict[str, Any] | None, on_event: Callable[[Event], None],
+        self, preset: Preset, rows: TrainingData, out: Path, accelerator: Accelerator,
+        state: State | None, on_event: Callable[[Event], None],
+        workers: int | None, save_minutes: float,
     ) -> None:  # fmt: skip
         self.preset, self.rows, self.out, self.on_event = preset, rows, out, on_event
-        precision = {"fp32": "no"}.get(preset.precision, preset.precision)
-        AcceleratorState._reset_state()  # an earlier run here may have had another precision
-        self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision)
-        self.is_main = self.accelerator.is_main_process
+        self.accelerator, self.save_every_s = accelerator, 60 * save_minutes
+        self.is_main, self.n_ranks = accelerator.is_main_process, accelerator.num_processes
+        self.workers = default_workers() if workers is None else workers
         set_seed(preset.seed)
         if preset.backbone.weights == "pretrained" and not state:
-            fetching = f"fetching the ImageNet weights of {preset.backbone.name}"
-            self._tell({"kind": "note", "message": fetching})
+            self._tell("note", message=f"fetching the ImageNet weights of {preset.backbone.name}")
         # A resumed run's weights come from its state: nothing needs to be fetched.
         self.method = make_method(
             _with_weights(preset, "none") if state else preset, len(rows.domains)
         )
-        self.method.autocast = self.accelerator.autocast
-        if self.accelerator.scaler:
-            self.method.loss_scale = self.accelerator.scaler.get_scale
+        if preset.channels_last:
+            self.method.to(memory_format=torch.channels_last)
+        self.average = moving_average(self.method.detector, preset.ema) if preset.ema else None
+        self.method.autocast = accelerator.autocast
+        if accelerator.scaler:
+            self.method.loss_scale = accelerator.scaler.get_scale
         self.crops = _paired(preset, rows)
-        self.n_ranks = self.accelerator.num_processes
         self.batch_size = max(2, min(preset.batch_size, len(self.crops) // self.n_ranks))
         self.steps_per_epoch = _steps_per_epoch(preset, len(self.crops), self.n_ranks)
         self.n_steps = self.steps_per_epoch * preset.epochs
+        self.validate_every = max(1, self.steps_per_epoch // preset.validate_per_epoch)
         optimizer = make_optimizer(self.method, preset.optimizer)
         self.scheduler = make_scheduler(optimizer, preset, self.n_steps)
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.method, optimizer)
+        self.wrapped, self.optimizer = accelerator.prepare(self.method, optimizer)
+        if self.average:
+            self.average.to(accelerator.device)
+        if preset.compile:
+            self.method.detector.compile_features()
         self.step = 0
+        self.validated = 0  # the step of the last validation
         self.best_key: tuple[float, float] | None = None
         self.best: dict[str, Any] = {}
         self.metrics_bytes = 0
         self.warned = False
-        self.step_ended = 0.0
         if state:
             self._restore(state)
 
     def go(self) -> TrainSummary:
-        started, self.step_ended = time.monotonic(), time.perf_counter()
+        started = saved = time.monotonic()
         self._tell(
-            {
-                "kind": "start",
-                "step": self.step,
-                "n_steps": self.n_steps,
-                "preset": self.preset.name,
-                "device": str(self.accelerator.device),
-                "train_samples": len(self.crops),
-                "resumed": self.step > 0,
-            }
+            "start",
+            step=self.step,
+            n_steps=self.n_steps,
+            steps_per_epoch=self.steps_per_epoch,
+            epochs=self.preset.epochs,
+            preset=self.preset.name,
+            device=str(self.accelerator.device),
+            n_processes=self.n_ranks,
+            train_samples=len(self.crops),
+            resumed=self.step > 0,
         )
         if self.batch_size < self.preset.batch_size:
             few = f"only {len(self.crops)} training samples: batches of {self.batch_size}"
-            self._tell({"kind": "warning", "message": few})
-        validate_every = max(1, self.steps_per_epoch // self.preset.validate_per_epoch)
-        with _stop_signals() as stopped, (self.out / "metrics.jsonl").open("a") as metrics:
-            for batch in self._batches():
-                self._write(metrics, self._train_step(batch))
-                if self.step % validate_every == 0 or self.step == self.n_steps:
-                    self._write(metrics, self._validate())
+            self._tell("warning", message=few)
+        batches = self._batches()
+        with _stop_signals() as stopped, _logs(self.out, self.is_main) as self.logs:
+            while True:
+                try:
+                    if self._validation_is_due():  # also one that was cut short before
+                        self._validate(stopped)
+                        saved = time.monotonic()
+                    elif time.monotonic() - saved > self.save_every_s:
+                        self._save_state()
+                        saved = time.monotonic()
+                except _Stopped:
+                    pass
+                if self._anywhere(stopped) and self._is_unfinished():
                     self._save_state()
-                    self.step_ended = time.perf_counter()
-                if self._anywhere(stopped) and self.step < self.n_steps:
-                    self._save_state()
-                    raise DfdetectError(
-                        f"stopped at step {self.step} of {self.n_steps}; the state is saved",
-                        f"continue with: dfdetect train --resume --out {self.out}",
-                        ExitCode.INTERRUPTED
-                        if stopped[:1] == [signal.SIGINT]
-                        else ExitCode.TERMINATED,
-                    )
+                    raise _interruption(stopped, self.step, self.n_steps, self.out)
+                if self.step == self.n_steps:
+                    break
+                self._train_step(batches)
         elapsed = time.monotonic() - started
         return TrainSummary(
             self.out / FILE_NAME, self.n_steps, self.best.get("step", 0), self.best, elapsed
         )
 
-    def _tell(self, event: Event) -> None:
-        if self.is_main:
-            self.on_event(event)
+    # --- one step ------------------------------------------------------------------------
 
-    def _anywhere(self, flag: object) -> bool:
-        """Whether any process has it, so that all of them stop at the same step."""
-        if self.n_ranks == 1:
-            return bool(flag)
-        here = torch.tensor(float(bool(flag)), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(here, "sum") > 0)
-
-    def _batches(self) -> Iterator:
+    def _batches(self) -> Iterator[Batch]:
         while self.step < self.n_steps:
             epoch, first = divmod(self.step, self.steps_per_epoch)
             yield from training_batches(
                 self.crops, self.preset.sampler, self.preset.seed, epoch, self.steps_per_epoch,
-                self.batch_size, first, self.accelerator.process_index, self.n_ranks,
-                default_workers(),
+                self.batch_size, first, self.accelerator.process_index, self.n_ranks, self.workers,
             )  # fmt: skip
 
-    def _train_step(self, batch) -> Event:
+    def _train_step(self, batches: Iterator[Batch]) -> None:
+        began = time.perf_counter()
+        batch = next(batches).to_device(self.accelerator.device)
+        waited = time.perf_counter() - began
         epoch = self.step // self.steps_per_epoch
-        batch = batch.to_device(self.accelerator.device)
         self.method.train()
         self.method.at(self.step, self.n_steps, epoch, self.preset.epochs)
         self.method.measure = self.step % MEASURE_EVERY == 0
-        with self.method.perturbed(batch) as notes:
-            loss: StepLoss = self.wrapped(batch)
-            total = loss.total.item()
-            if self._anywhere(not math.isfinite(total)):
-                raise self._diverged(batch.sample_ids, total)
-            self.optimizer.zero_grad(set_to_none=True)
-            self.accelerator.backward(loss.total)
-        if self.preset.optimizer.clip_norm:
-            self.accelerator.clip_grad_norm_(
-                self.method.parameters(), self.preset.optimizer.clip_norm
-            )
-        lr = self.scheduler.get_last_lr()[-1]
-        self.optimizer.step()
+        with self._explained(batch):
+            loss, terms, notes = self._forward_backward(batch)
+            if self.preset.optimizer.clip_norm:
+                self.accelerator.clip_grad_norm_(
+                    self.method.parameters(), self.preset.optimizer.clip_norm
+                )
+            lr = self.scheduler.get_last_lr()[-1]
+            self.optimizer.step()
         if not self.optimizer.step_was_skipped:
             self.scheduler.step()
+            if self.average:
+                self.average.update_parameters(self.method.detector)
         self.step += 1
-        notes = notes | {name: value.item() for name, value in loss.notes.items()}
         self._warn_if_inert(notes)
-        seconds, self.step_ended = time.perf_counter() - self.step_ended, time.perf_counter()
-        n_images = batch.images.shape[0] * batch.images.shape[1] * self.n_ranks
-        return {
-            "kind": "train",
-            "step": self.step,
-            "epoch": epoch,
-            "lr": lr,
-            "loss": total,
-            "terms": {name: float(value) for name, value in loss.terms.items()},
-            **notes,
-            "images_per_s": round(n_images / seconds, 2),
-        }
+        seconds = time.perf_counter() - began
+        n_images = batch.images.shape[0] * batch.images.shape[1]
+        self._log(
+            {
+                "kind": "train",
+                "step": self.step,
+                "epoch": epoch,
+                "lr": lr,
+                "loss": loss,
+                "terms": terms,
+                **notes,
+            },
+            {
+                "images_per_s": round(n_images * self.n_ranks / seconds, 2),
+                "data_wait": round(waited / seconds, 3),
+                "seconds": round(seconds, 4),
+            },
+        )
 
-    def _validate(self) -> Event:
-        """Score val, keep the checkpoint if it is the best so far by the preset's rule."""
+    def _forward_backward(self, batch: Batch) -> tuple[float, dict[str, float], Event]:
+        """Gradients of the mean loss over the parts of `batch`; its value, terms and notes."""
+        parts = batch.parts(self.preset.accumulate)
+        losses: list[StepLoss] = []
+        with self.method.perturbed(parts) as perturbation:
+            self.optimizer.zero_grad(set_to_none=True)
+            for number, part in enumerate(parts):
+                is_last = number == len(parts) - 1
+                with nullcontext() if is_last else self.accelerator.no_sync(self.wrapped):
+                    loss = self.wrapped(part)
+                    if self._anywhere(not math.isfinite(value := loss.total.item())):
+                        raise self._diverged(batch.sample_ids, value)
+                    self.accelerator.backward(loss.total / len(parts))
+                losses.append(loss._replace(total=loss.total.detach()))
+        terms = _mean_values([loss.terms for loss in losses])
+        notes = perturbation | _mean_values([loss.notes for loss in losses])
+        return sum(loss.total.item() for loss in losses) / len(parts), terms, notes
+
+    @contextmanager
+    def _explained(self, batch: Batch) -> Iterator[None]:
+        """What the machine lacks, in the user's words."""
+        try:
+            yield
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            out_of_memory = not isinstance(error, RuntimeError) or any(
+                sign in str(error) for sign in ("out of memory", "can't allocate memory")
+            )
+            if not out_of_memory:
+                raise
+            n, q = batch.images.shape[:2]
+            raise DfdetectError(
+                f"out of memory at step {self.step + 1} with {n} samples x {q} qualities at "
+                f"{self.preset.image_size} px"
+                + (f" in {self.preset.accumulate} parts" if self.preset.accumulate > 1 else ""),
+                f"--set batch_size={max(2, n // 2)}, --set precision=bf16"
+                + (
+                    f", or --set accumulate={2 * self.preset.accumulate}"
+                    if not _why_not_accumulate(self.preset)
+                    else ""
+                ),
+                ExitCode.ENVIRONMENT,
+            ) from error
+
+    # --- validation ----------------------------------------------------------------------
+
+    def _validation_is_due(self) -> bool:
+        at_a_mark = self.step % self.validate_every == 0 or self.step == self.n_steps
+        return at_a_mark and self.validated < self.step
+
+    def _is_unfinished(self) -> bool:
+        return self.step < self.n_steps or self._validation_is_due()
+
+    def _validate(self, stopped: list[int]) -> None:
+        """Score val; if it is the best so far by the preset's rule, keep the checkpoint."""
+        began, done = time.perf_counter(), 0
+
+        def scored(n: int) -> None:
+            nonlocal done
+            done += n
+            self._tell("validating", done=done, total=len(self.rows.val))
+            if stopped and self.n_ranks == 1:  # alone, it need not be finished
+                raise _Stopped
+
+        detector = self._detector()
+        predictions = predict(
+            detector, self.rows.val, self.preset.image_size, str(self.accelerator.device),
+            self.preset.batch_size, self.workers, scored,
+        )  # fmt: skip
+        if not all(math.isfinite(p.logit) for p in predictions):
+            raise self._diverged([], math.nan)
         event: Event = {"kind": "val", "step": self.step, "split": "val"}
-        if self.is_main:
-            predictions = predict(
-                self.method.detector, self.rows.val, self.preset.image_size,
-                str(self.accelerator.device), self.preset.batch_size, default_workers(),
-            )  # fmt: skip
-            if not all(math.isfinite(p.logit) for p in predictions):
-                raise self._diverged([], math.nan)
-            event |= validation_figures(predictions, self.preset.qualities)
-            frame = event["frame"]
-            # Accuracy moves in steps on small splits: equals are told apart by AUC.
-            key = (frame[self.preset.select], frame["auc"])
-            event["is_best"] = self.best_key is None or key > self.best_key
-            if event["is_best"]:
-                self.best_key = key
-                self.best = {k: event[k] for k in ("step", "split", "frame", "video", "by_quality")}
-                info = self._info(predictions)
-                save_checkpoint(self.out / FILE_NAME, self.method.detector, info)
-                event |= {"threshold": info.threshold, "band": info.band}
+        event |= validation_figures(predictions, self.preset.qualities)
+        frame = event["frame"]
+        # Accuracy moves in steps on small splits: equals are told apart by AUC.
+        key = (frame[self.preset.select], frame["auc"])
+        event["is_best"] = self.best_key is None or key > self.best_key
+        info = None
+        if event["is_best"]:
+            self.best_key = key
+            self.best = {k: event[k] for k in ("step", "split", "frame", "video", "by_quality")}
+            info = self._info(predictions)
+            event |= {"threshold": info.threshold, "band": info.band}
+        self.validated = self.step
+        self._log(event, {"seconds": round(time.perf_counter() - began, 2)})
+        # The state first: should the process die in between, a resumed run finds in it that the
+        # checkpoint is missing and writes it.
+        self._save_state(info)
+        if info and self.is_main:
+            save_checkpoint(self.out / FILE_NAME, detector, info)
         self.accelerator.wait_for_everyone()
-        return event
+
+    def _detector(self) -> Detector:
+        """What is validated and kept."""
+        return self.average.module if self.average else self.method.detector
 
     def _info(self, predictions: Sequence[Prediction]) -> CheckpointInfo:
         decision = choose_decision(predictions)
@@ -413,6 +416,27 @@ class _Run:
             versions=dict(versions()),
         )
 
+    # --- what is told and kept -----------------------------------------------------------
+
+    def _tell(self, kind: str, **content: Any) -> None:
+        if self.is_main:
+            self.on_event({"kind": kind, **content})
+
+    def _log(self, event: Event, timing: Event) -> None:
+        """Into metrics.jsonl, what the clock says into timing.jsonl, and both to who watches."""
+        if self.is_main:
+            self.metrics_bytes += self.logs.metrics.write(json_line(event).encode())
+            self.logs.timing.write(json_line({"step": event["step"], **timing}).encode())
+        best = {"best": self.best} if event["kind"] == "val" else {}
+        self._tell(**event, **best, n_steps=self.n_steps, timing=timing)
+
+    def _anywhere(self, flag: object) -> bool:
+        """Whether any process has it, so that all of them do the same next."""
+        if self.n_ranks == 1:
+            return bool(flag)
+        here = torch.tensor(float(bool(flag)), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(here, "sum") > 0)
+
     def _diverged(self, sample_ids: Sequence[str], value: float) -> DfdetectError:
         samples = f" on samples {', '.join(sample_ids[:4])}" if sample_ids else " after the step"
         kept = f"; the last good checkpoint is {self.out / FILE_NAME}" if self.best else ""
@@ -427,260 +451,144 @@ class _Run:
         ratio = notes.get("reg_ratio")
         if ratio is not None and ratio < TINY_RATIO and not self.warned:
             self.warned = True
-            self._tell(
-                {
-                    "kind": "warning",
-                    "message": f"at step {self.step} the regulariser's gradient is {ratio:.1e} of "
-                    "the classification's: too weak to matter there",
-                }
+            message = (
+                f"at step {self.step} the regulariser's gradient is {ratio:.1e} of the "
+                "classification's: too weak to matter there"
             )
+            self._tell("warning", message=message)
 
-    def _write(self, metrics, event: Event) -> None:
-        if self.is_main:
-            self.metrics_bytes += metrics.write(json.dumps(_finite(event), allow_nan=False) + "\n")
-            metrics.flush()
-        self._tell(event | {"n_steps": self.n_steps})
-
-    def _save_state(self) -> None:
-        """Errors: DfdetectError when the weights are not finite; the state before stays."""
+    def _save_state(self, unsaved_best: CheckpointInfo | None = None) -> None:
+        """Errors: DfdetectError when the weights are not finite; the states before stay."""
         if not self.is_main:
             return
         if not all(torch.isfinite(p).all() for p in self.method.parameters()):
             raise self._diverged([], math.nan)
-        buffer = io.BytesIO()
-        torch.save(
+        scaler, on_gpu = self.accelerator.scaler, self.accelerator.device.type == "cuda"
+        save_state(
+            self.out,
             {
+                "preset": self.preset.model_dump(mode="json"),
                 "method": self.method.state_dict(),
+                "average": self.average.state_dict() if self.average else None,
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict(),
-                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+                "scaler": scaler.state_dict() if scaler else None,
                 "rng": torch.get_rng_state(),
-                "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                "cuda_rng": torch.cuda.get_rng_state() if on_gpu else None,
                 "step": self.step,
+                "validated": self.validated,
                 "best_key": self.best_key,
                 "best": self.best,
+                "best_info": unsaved_best.model_dump(mode="json") if unsaved_best else None,
                 "metrics_bytes": self.metrics_bytes,
                 "n_threads": torch.get_num_threads(),
             },
-            buffer,
         )
-        write_whole(self.out / "resume" / "state.pt", buffer.getvalue())
+        self._tell("saved", step=self.step)
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: State) -> None:
         self.method.load_state_dict(state["method"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         if state["scaler"] and self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["rng"])
-        if state["cuda_rng"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
-        self.step, self.best_key, self.best = state["step"], state["best_key"], state["best"]
+        if state["cuda_rng"] is not None and self.accelerator.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"])
+        self.step, self.validated = state["step"], state["validated"]
+        self.best_key, self.best = state["best_key"], state["best"]
         self.metrics_bytes = state["metrics_bytes"]
-        if self.is_main:  # steps after the state come again
-            with (self.out / "metrics.jsonl").open("a+") as metrics:
-                metrics.truncate(min(self.metrics_bytes, metrics.seek(0, io.SEEK_END)))
-        if self.step == self.n_steps:
-            self._tell({"kind": "note", "message": f"{self.out}: this run is finished already"})
+        if self.is_main and state["best_info"]:
+            self._keep_best_of(CheckpointInfo.model_validate(state["best_info"]))
+        if not self._is_unfinished():
+            self._tell("note", message=f"{self.out}: this run is finished already")
         elif state["n_threads"] != torch.get_num_threads():
             message = (
-                f"trained with {state['n_threads']} threads before: not bit-identical from here"
+                f"trained with {state['n_threads']} threads before, now with "
+                f"{torch.get_num_threads()}: not bit-identical from here"
             )
-            self._tell({"kind": "warning", "message": message})
+            self._tell("warning", message=message)
+
+    def _keep_best_of(self, info: CheckpointInfo) -> None:
+        """Write the checkpoint that the restored state is, unless it was written already."""
+        path = self.out / FILE_NAME
+        try:
+            written = read_info(path)
+        except DfdetectError:  # missing, or damaged together with the run
+            written = None
+        if written != info:
+            save_checkpoint(path, self._detector(), info)
 
 
-# --- parts that tests look at alone ----------------------------------------------------------
+class _Logs(NamedTuple):
+    """Open for appending, unbuffered: a line is in the file once it is written."""
+
+    metrics: Any
+    timing: Any
 
 
-def make_optimizer(method: Method, options: Optimizer) -> torch.optim.Optimizer:
-    """Two groups: the backbone at lr times `backbone_lr_scale`, everything else at lr, also the
-    linear head, which timm keeps inside its model."""
-    head = {id(p) for p in method.detector.head_parameters()}
-    backbone = [p for p in method.detector.backbone.parameters() if id(p) not in head]
-    inside = {id(p) for p in backbone}
-    rest = [p for p in method.parameters() if id(p) not in inside]
-    groups = [{"params": backbone, "lr": options.lr * options.backbone_lr_scale}]
-    if rest:
-        groups.append({"params": rest, "lr": options.lr})
-    if options.name == "sgd":
-        return torch.optim.SGD(groups, momentum=0.9, weight_decay=options.weight_decay)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.name]
-    return kind(groups, weight_decay=options.weight_decay)
-
-
-def make_scheduler(optimizer: torch.optim.Optimizer, preset: Preset, n_steps: int):
-    """One-cycle (cosine, from 1/25 of the peak to 1/10^4 of the start) or constant, per step."""
-    if preset.schedule.name == "constant":
-        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)
-    n_steps = max(n_steps, 2)
-    # torch divides by zero when the peak falls on the first step: put it after that.
-    warmup = max(preset.schedule.warmup, 1.5 / n_steps)
-    return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        max_lr=[group["lr"] for group in optimizer.param_groups],
-        total_steps=n_steps,
-        pct_start=min(warmup, 1.0),
-    )
-
-
-def validation_figures(
-    predictions: Sequence[Prediction], qualities: Sequence[str]
-) -> dict[str, Any]:
-    """Figures on val at threshold 0.5, qualities pooled, at frame and video level, with their n."""
-    scores, labels = [p.logit for p in predictions], [p.label for p in predictions]
-    ids, by_video, video_labels = video_scores(predictions)
-    frames_of: dict[str, set[str]] = {}
-    for p in predictions:
-        frames_of.setdefault(p.video_id, set()).add(p.sample_id)
-    single = np.array([len(frames_of[video_id]) == 1 for video_id in ids])
-    by_quality = {}
-    for quality in qualities:
-        rows = [p for p in predictions if p.quality == quality]
-        by_quality[quality] = auc([p.logit for p in rows], [p.label for p in rows])
-    return {
-        "frame": {
-            "accuracy": accuracy(scores, labels, 0.0),  # logit 0 is score 0.5
-            "auc": auc(scores, labels),
-            "eer": eer(scores, labels),
-            "n_real": labels.count(0),
-            "n_fake": labels.count(1),
-            "qualities": "pooled",
-        },
-        "video": {
-            "auc": auc(by_video, video_labels),
-            "n_real": int((video_labels == 0).sum()),
-            "n_fake": int((video_labels == 1).sum()),
-            "n_real_pictures": int((single & (video_labels == 0)).sum()),
-            "n_fake_pictures": int((single & (video_labels == 1)).sum()),
-            "qualities": "mean score",
-        },
-        "by_quality": {"level": "frame", "auc": by_quality},
-    }
-
-
-class Decision(NamedTuple):
-    """`threshold` for accuracy, `band` for calls (None: too little evidence), `basis` in words."""
-
-    threshold: float
-    band: tuple[float, float] | None
-    basis: str
-
-
-def choose_decision(predictions: Sequence[Prediction], error: float = 0.1) -> Decision:
-    """Threshold and band from val videos; each counts once, at the quality where it does worst."""
-    by_quality = {}
-    for quality in sorted({p.quality for p in predictions}):
-        ids, scores, labels = video_scores([p for p in predictions if p.quality == quality])
-        by_quality[quality] = dict(zip(ids, zip(scores, labels, strict=True), strict=True))
-    pooled = [pair for videos in by_quality.values() for pair in videos.values()]
-    threshold = best_threshold([s for s, _ in pooled], [y for _, y in pooled])
-    worst: dict[int, dict[str, float]] = {0: {}, 1: {}}
-    for videos in by_quality.values():
-        for video, (score, label) in videos.items():
-            pick = min if label else max
-            worst[label][video] = pick(worst[label].get(video, score), score)
-    n_real, n_fake = len(worst[0]), len(worst[1])
-    band = call_band(
-        np.array([*worst[0].values()]), np.array([*worst[1].values()]), threshold, error
-    )
-    evidence = f"{n_real} real and {n_fake} fake validation videos"
-    enough = min(n_real, n_fake) >= (1 - error) / error
-    basis = (
-        f"at most {error:.0%} wrong calls per class on videos like its {evidence}"
-        if band
-        else f"no calls: it does not tell its {evidence} apart well enough"
-        if enough
-        else f"no calls: {evidence} are too few"
-    )
-    return Decision(threshold, tuple(band) if band else None, basis)
-
-
-# --- the run folder --------------------------------------------------------------------------
-
-
-def stored_run(out: Path) -> tuple[Preset, list[Path]]:
-    """Preset and data folders of a run, for `--resume` without naming them again."""
-    try:
-        content = yaml.safe_load((out / "preset.yaml").read_text("utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise DfdetectError(
-            f"{out}: no run to resume there", "start one with --preset and --data"
-        ) from error
-    data = [Path(folder) for folder in read_json(out / "run.json")["data"]]
-    return check_preset(content, str(out / "preset.yaml")), data
-
-
-def _begin_run(
-    out: Path, preset: Preset, data: Sequence[Path], rows: TrainingData, allow_audit_fail: bool
-) -> None:
-    """Note what the run is, once everything it needs is there."""
-    content = yaml.safe_dump(preset.model_dump(mode="json"), sort_keys=False)
-    write_whole(out / "preset.yaml", content)
-    folders = [str(folder.resolve()) for folder in data]
-    write_json(
-        out / "run.json",
-        {
-            "data": folders,
-            "fingerprint": rows.fingerprint,
-            "audit_fail_allowed": allow_audit_fail,
-            "notes": rows.notes,
-        },
-    )
-
-
-def _accepted_before(out: Path) -> bool:
-    """Whether the run in `out` was begun with a FAIL of the audit accepted."""
-    path = out / "run.json"
-    return path.exists() and bool(read_json(path).get("audit_fail_allowed"))
-
-
-def _refuse_other_run(out: Path, preset: Preset, rows: TrainingData, resume: bool) -> None:
-    """Errors: DfdetectError if the folder holds a run that this is not, or lacks one to resume."""
-    started = (out / "run.json").exists()
-    if started and not resume:
-        raise DfdetectError(
-            f"{out}: holds a run already", "continue it with --resume, or choose another --out"
-        )
-    if resume and not started:
-        raise DfdetectError(f"{out}: no run to resume there", "leave --resume out to start one")
-    if not started:
+@contextmanager
+def _logs(out: Path, is_main: bool) -> Iterator[_Logs | None]:
+    """Errors: DfdetectError with ExitCode.ENVIRONMENT when a log cannot be written."""
+    if not is_main:
+        yield None
         return
-    before = stored_run(out)[0]
-    if before != preset:
-        now, then = preset.model_dump(), before.model_dump()
-        key = next(k for k in then if then[k] != now[k])
-        raise DfdetectError(
-            f"{out}: the run has {key} = {then[key]}, now asked for {now[key]}",
-            "resume with the same options (or with none), or choose another --out",
-        )
-    stored = read_json(out / "run.json")["fingerprint"]
-    if stored != rows.fingerprint:
-        raise DfdetectError(
-            f"{out}: the run began on data {stored}, these folders hold {rows.fingerprint}",
-            "resume on the data it began with",
-        )
-
-
-def _saved_state(out: Path) -> dict[str, Any] | None:
-    """The state to go on from, or None if the run had not come that far."""
-    state_file = out / "resume" / "state.pt"
-    if not state_file.exists():
-        (out / "metrics.jsonl").unlink(missing_ok=True)
-        return None
+    metrics, timing = out / "metrics.jsonl", out / "timing.jsonl"
     try:
-        return torch.load(state_file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
+        with metrics.open("ab", buffering=0) as one, timing.open("ab", buffering=0) as two:
+            yield _Logs(one, two)
+    except OSError as error:
+        if error.filename:
+            raise
+        raise cannot_write(metrics, error) from error
+
+
+def _accelerator(preset: Preset, device: str) -> Accelerator:
+    AcceleratorState._reset_state()  # an earlier run here may have had another precision
+    precision = {"fp32": "no"}.get(preset.precision, preset.precision)
+    return Accelerator(cpu=device == "cpu", mixed_precision=precision)
+
+
+def _check_options(preset: Preset) -> None:
+    """Errors: DfdetectError for options that the method does not know or that do not fit."""
+    method_options(preset)
+    if preset.accumulate == 1:
+        return
+    if reason := _why_not_accumulate(preset):
         raise DfdetectError(
-            f"{state_file}: damaged ({str(error).splitlines()[0][:120]})",
-            "start again with another --out",
-        ) from error
+            f"preset {preset.name}: accumulate={preset.accumulate} would change the method: "
+            f"{reason}",
+            "use a smaller --set batch_size, or more processes",
+        )
+    if preset.batch_size % preset.accumulate or preset.batch_size < 2 * preset.accumulate:
+        raise DfdetectError(
+            f"preset {preset.name}: batch_size={preset.batch_size} does not fall into "
+            f"accumulate={preset.accumulate} equal parts of 2 samples or more",
+            "choose another --set accumulate or batch_size",
+        )
 
 
-def _finite(value: Any) -> Any:
-    """NaN and infinity as null: they are not JSON."""
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _why_not_accumulate(preset: Preset) -> str:
+    kind, options = method_options(preset)
+    return kind.why_not_accumulate(options)
+
+
+def _interruption(stopped: list[int], step: int, n_steps: int, out: Path) -> DfdetectError:
+    return DfdetectError(
+        f"stopped at step {step} of {n_steps}; the state is saved",
+        f"continue with: dfdetect train --resume --out {out}",
+        ExitCode.INTERRUPTED if stopped[:1] == [signal.SIGINT] else ExitCode.TERMINATED,
+    )
+
+
+def _mean_values(parts: Sequence[dict[str, Any]]) -> dict[str, float]:
+    return {name: sum(float(part[name]) for part in parts) / len(parts) for name in parts[0]}
+
+
+def _teller(on_event: Callable[[Event], None], kind: str) -> Callable[[str], None]:
+    return lambda message: on_event({"kind": kind, "message": message})
 
 
 def _with_weights(preset: Preset, weights: str | None) -> Preset:

@@ -21,7 +21,9 @@ from dfdetect.files import write_json
 from dfdetect.manifest import SCHEMA, read_table, write_part
 from dfdetect.presets import load_preset
 from dfdetect.reports.table import audit_line, audit_note, audit_table
-from dfdetect.train import load_training_data, stored_run, train
+from dfdetect.runs import stored_run
+from dfdetect.train import train
+from dfdetect.training_data import load_training_data
 from dfdetect.video import sample_indices
 
 VERSIONS = {"av": "18.1", "opencv": "4.10"}

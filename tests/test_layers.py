@@ -12,7 +12,7 @@ HOMES = {
     "av": {"video", "prepare"},  # prepare records its version
     "facenet_pytorch": set(),  # its weight files only; the package is the tests' oracle
     "timm": {"detector", "checkpoint"},  # checkpoint records its version
-    "accelerate": {"train"},
+    "accelerate": {"train", "processes"},
     "pebble": {"workers"},
     "distributed": {"workers"},
     "sklearn": {"metrics"},
@@ -35,8 +35,10 @@ def imports():
 def layer(part):
     if part in ("cli", "__main__"):
         return 5
-    if part in VERBS | {"cutting"}:  # prepare's work on one video, which its child processes load
-        return 4 if part in VERBS else 3
+    if part in {"cutting", "optim"}:  # prepare's work on one video; what train steps with
+        return 3
+    if part in VERBS:
+        return 4
     return 2 if part in SHELVES else 0 if part == "errors" else 1
 
 

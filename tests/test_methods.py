@@ -50,7 +50,7 @@ def test_a_few_steps_on_one_batch_lower_the_loss(name):
     values = []
     for step in range(12):
         method.at(step, 12, 0, 1)
-        with method.perturbed(batch()):
+        with method.perturbed([batch()]):
             loss = method(batch())
             optimizer.zero_grad()
             loss.total.backward()
@@ -66,7 +66,7 @@ def steps(method, n=4):
     optimizer = torch.optim.Adam(method.parameters(), lr=1e-3)
     for step in range(n):
         method.at(step, n, 0, 1)
-        with method.perturbed(batch(seed=step)):
+        with method.perturbed([batch(seed=step)]):
             loss = method(batch(seed=step))
             optimizer.zero_grad()
             loss.total.backward()
@@ -84,7 +84,7 @@ def test_the_update_is_that_of_an_optimizer_fed_with_gradients_from_the_perturbe
     method = make("qad", gamma=0.01)
     before = copy.deepcopy(method.state_dict())
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
-    with method.perturbed(batch()):
+    with method.perturbed([batch()]):
         moved = [
             not torch.equal(p, before[f"detector.{n}"])
             for n, p in method.detector.named_parameters()
@@ -106,7 +106,7 @@ def test_weights_come_back_when_something_raises(problem):
     before = copy.deepcopy(method.state_dict())
     norms = [m for m in method.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     momenta = [m.momentum for m in norms]
-    with pytest.raises(problem), method.perturbed(batch()):
+    with pytest.raises(problem), method.perturbed([batch()]):
         raise problem
     for name, parameter in method.named_parameters():
         assert torch.equal(parameter, before[name])
@@ -117,7 +117,7 @@ def test_weights_come_back_when_something_raises(problem):
 def test_running_statistics_move_exactly_once_per_step_in_the_pass_the_rule_names(rule):
     method = make("qad", gamma=0.05, bn_stats=rule, awp_steps=2)
     reference = copy.deepcopy(method)
-    with method.perturbed(batch()):
+    with method.perturbed([batch()]):
         if rule == "perturbed":
             weights = copy.deepcopy(dict(method.detector.named_parameters()))
         method(batch())
@@ -184,7 +184,7 @@ def test_hsic_has_a_gradient_by_default_and_none_to_speak_of_as_printed():
 )  # fmt: skip
 def test_every_option_gives_a_finite_loss_and_gradient(options):
     method = make("qad", **options)
-    with method.perturbed(batch()):
+    with method.perturbed([batch()]):
         loss = method(batch())
         loss.total.backward()
     assert loss.total.isfinite()
@@ -199,10 +199,10 @@ def test_a_single_quality_has_no_collaborative_term():
 def test_awp_waits_for_its_warm_up():
     method = make("qad", gamma=0.05, awp_warmup_steps=2)
     method.at(1, 10, 0, 1)
-    with method.perturbed(batch()) as notes:
+    with method.perturbed([batch()]) as notes:
         assert notes == {}
     method.at(2, 10, 0, 1)
-    with method.perturbed(batch()) as notes:
+    with method.perturbed([batch()]) as notes:
         assert notes["awp_applied"] == 1
 
 

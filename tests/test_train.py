@@ -14,18 +14,16 @@ from dfdetect.errors import DfdetectError, ExitCode
 from dfdetect.evaluate import evaluate
 from dfdetect.manifest import read_table, write_part
 from dfdetect.metrics import auc
+from dfdetect.optim import make_optimizer, make_scheduler
 from dfdetect.presets import load_preset
 from dfdetect.results import Prediction
+from dfdetect.runs import load_state, save_state, stored_run
 from dfdetect.train import (
-    choose_decision,
-    load_training_data,
-    make_optimizer,
-    make_scheduler,
     plan_training,
-    stored_run,
     train,
-    validation_figures,
 )
+from dfdetect.training_data import load_training_data
+from dfdetect.validation import choose_decision, validation_figures
 
 SMALL = ["epochs=2", "steps_per_epoch=3", "image_size=64"]
 
@@ -75,11 +73,8 @@ def test_a_run_stopped_and_resumed_ends_with_the_same_bits(name, step, data, tmp
     assert train(preset, folders, tmp_path / "broken", device="cpu", resume=True).n_steps == 9
     straight, resumed = weights_of(tmp_path / "straight"), weights_of(tmp_path / "broken")
     assert all(torch.equal(straight[k], resumed[k]) for k in straight)
-    timeless = [
-        [{k: v for k, v in r.items() if k != "images_per_s"} for r in lines(tmp_path / name)]
-        for name in ("straight", "broken")
-    ]
-    assert timeless[0] == timeless[1]
+    logs = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("straight", "broken")]
+    assert logs[0] == logs[1]
 
 
 @pytest.mark.parametrize(
@@ -93,15 +88,14 @@ def test_resuming_without_part_of_the_state_would_show(name, forgotten, data, tm
 
     with pytest.raises(DfdetectError, match="the state is saved"):
         train(preset, [data], tmp_path / "broken", device="cpu", on_event=interrupt_at(4))
-    path = tmp_path / "broken/resume/state.pt"
-    state = torch.load(path, weights_only=True)
+    state = load_state(tmp_path / "broken", preset, print)
     if forgotten == "optimizer":
         state["optimizer"]["state"] = {}
     elif forgotten == "scheduler":
         state["scheduler"]["last_epoch"] = 0
     else:
         state["rng"] = torch.Generator().manual_seed(99).get_state()
-    torch.save(state, path)
+    save_state(tmp_path / "broken", state)
     train(preset, [data], tmp_path / "broken", device="cpu", resume=True)
     rows = [
         [r["loss"] for r in lines(tmp_path / n) if r["kind"] == "train"]
@@ -156,14 +150,34 @@ def test_resuming_with_another_preset_or_other_data_is_refused_with_both_values(
         train(preset, [copy], run, device="cpu", resume=True)
 
 
-def test_a_damaged_state_is_refused_by_name(run, data, tmp_path):
-    copy = tmp_path / "run"
-    shutil.copytree(run, copy)
-    state = copy / "resume/state.pt"
-    state.write_bytes(state.read_bytes()[:1000])
+def damaged(run, out, *states):
+    """A copy of `run` whose named states, newest first, are cut short."""
+    shutil.copytree(run, out)
+    for path in states:
+        file = out / "resume" / path
+        file.write_bytes(file.read_bytes()[:1000])
+    return out
+
+
+def test_a_damaged_state_costs_the_steps_since_the_one_before_it(run, tmp_path):
+    copy = damaged(run, tmp_path / "run", "state-00000008.pt")
     preset, folders = stored_run(copy)
-    with pytest.raises(DfdetectError, match=r"state\.pt: damaged"):
+    events = []
+    train(preset, folders, copy, device="cpu", resume=True, on_event=events.append)
+    (warning,) = [e["message"] for e in events if e["kind"] == "warning"]
+    assert "state-00000008.pt: damaged" in warning and "the state before it" in warning
+    assert [e["step"] for e in events if e["kind"] == "train"] == [5, 6, 7, 8]
+    assert (copy / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
+    ours, theirs = weights_of(copy), weights_of(run)
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+
+
+def test_a_run_of_which_every_state_is_damaged_is_refused_by_name(run, tmp_path):
+    copy = damaged(run, tmp_path / "run", "state-00000008.pt", "state-00000004.pt")
+    preset, folders = stored_run(copy)
+    with pytest.raises(DfdetectError, match=r"state-00000008\.pt: damaged, and so is") as caught:
         train(preset, folders, copy, device="cpu", resume=True)
+    assert caught.value.exit_code == ExitCode.ENVIRONMENT
 
 
 def edited(data, out, change):

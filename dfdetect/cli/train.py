@@ -69,7 +69,8 @@ def train(
     The best checkpoint on val becomes OUT/detector.safetensors; the test split is not read.
     """
     from dfdetect.presets import load_preset
-    from dfdetect.train import plan_training, stored_run
+    from dfdetect.runs import stored_run
+    from dfdetect.train import plan_training
     from dfdetect.train import train as verb
 
     if resume and not preset and not data:

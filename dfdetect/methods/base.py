@@ -1,6 +1,6 @@
 """What every training method is: a module whose forward is the training loss."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import ClassVar, NamedTuple
 
@@ -56,9 +56,15 @@ class Method(nn.Module):
     def at(self, step: int, n_steps: int, epoch: int, n_epochs: int) -> None:
         """Told before every step where training stands; for schedules of the method's own."""
 
+    @classmethod
+    def why_not_accumulate(cls, options: Options) -> str:
+        """Why a batch in parts would be another method, batch norm aside; "" if it would not."""
+        return ""
+
     @contextmanager
-    def perturbed(self, batch: Batch) -> Iterator[dict[str, float]]:
-        """Context of the forward and backward pass; weights are back before the optimizer steps.
+    def perturbed(self, batches: Sequence[Batch]) -> Iterator[dict[str, float]]:
+        """Context of the forward and backward passes of one step, over the parts of its batch;
+        weights are back before the optimizer steps.
 
         Yields figures worth logging. Does nothing unless a method perturbs weights.
         """

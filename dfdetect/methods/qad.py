@@ -7,7 +7,7 @@ computed at weights perturbed against CE. As printed, Eq. 8 with sigma = 6 and a
 the printed formula, and the logged `reg_ratio` shows what either contributes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
@@ -94,7 +94,7 @@ class Qad(base.Method):
         self._step = step
 
     @contextmanager
-    def perturbed(self, batch: Batch) -> Iterator[dict[str, float]]:
+    def perturbed(self, batches: Sequence[Batch]) -> Iterator[dict[str, float]]:
         """theta + phi inside. Running statistics move in exactly one of the two passes."""
         o = self.options
         if o.gamma == 0 or self._step < o.awp_warmup_steps:
@@ -102,7 +102,7 @@ class Qad(base.Method):
             return
         reduce = _mean_over_processes() if o.awp_sync else None
         with perturbed_weights(
-            perturbable(self.detector), self._ascent_loss(batch),
+            perturbable(self.detector), self._ascent_loss(*batches),
             o.gamma, o.awp_eta, o.awp_steps, o.awp_scope, reduce, self.loss_scale(),
         ) as phi, frozen_running_statistics(self.detector, o.bn_stats == "clean"):  # fmt: skip
             yield {"awp_applied": float(phi.applied), "awp_loss_clean": float(phi.loss_clean)}

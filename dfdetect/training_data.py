@@ -1,0 +1,115 @@
+"""Prepared folders -> what a run trains and validates on, or why it cannot."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dfdetect.audit import LEAKS, Finding, audit
+from dfdetect.data import at_qualities
+from dfdetect.errors import DfdetectError
+from dfdetect.faces import CropRecipe
+from dfdetect.files import read_json
+from dfdetect.manifest import Sample, fingerprint, identity_leaks, read_samples, refuse_leaks
+from dfdetect.presets import Preset
+from dfdetect.quality import to_prepare
+
+
+class TrainingData(NamedTuple):
+    """Rows of the train and val splits at the preset's qualities, and what they have in common."""
+
+    train: list[Sample]
+    val: list[Sample]
+    domains: list[str]
+    crop: CropRecipe
+    fingerprint: str
+    notes: list[str]
+    no_calls: str  # why a model validated on this may make none, after accepted leaks; else empty
+
+    def counts(self) -> dict[str, Any]:
+        """Videos by split and class."""
+        count = {}
+        for name, rows in (("train", self.train), ("val", self.val)):
+            for label, word in ((0, "real"), (1, "fake")):
+                count[f"{name}_{word}_videos"] = len({r.video_id for r in rows if r.label == label})
+        return count
+
+
+def load_training_data(
+    preset: Preset, data: Sequence[Path], allow_audit_fail: bool = False
+) -> TrainingData:
+    """Train and val rows of all folders.
+
+    Errors: DfdetectError for different crop recipes, a missing quality, one class only, an
+    identity in train and val (a note instead, where prepare was told to accept that), a FAIL of
+    the audit's short form (a note instead, with `allow_audit_fail`).
+    """
+    crops, rows, notes, strict_pairs, no_calls = {}, [], [], [], ""
+    for number, folder in enumerate(data):
+        prepared = read_json(folder / "prepare.json") if (folder / "prepare.json").exists() else {}
+        found = read_samples(folder, prefix=f"{number}:" if len(data) > 1 else "")
+        crops[folder] = CropRecipe.model_validate(prepared.get("recipe", {}).get("crop", {}))
+        wanted = at_qualities(found, preset.qualities)
+        missing = set(preset.qualities) - {s.quality for s in wanted}
+        if missing:
+            raise DfdetectError(
+                f"{folder}: holds no {', '.join(sorted(missing))} crops, "
+                f"which preset {preset.name} needs",
+                f"prepare it with --qualities {to_prepare(preset.qualities)}, "
+                "or --set qualities=...",
+            )
+        kept = [s for s in wanted if s.split in ("train", "val")]
+        # Of the test split only the names are looked at: nobody in it may be trained on.
+        pairs = {(tuple(f"{s.dataset}/{i}" for i in s.identities), s.split) for s in found}
+        if prepared.get("identity_overlap_allowed") or allow_audit_fail:
+            if leaks := identity_leaks(pairs):
+                if any({"train", "val"} <= splits for splits in leaks.values()):
+                    no_calls = "people of its validation are in its training too"
+                notes.append(
+                    f"{len(leaks)} identities of {folder.resolve().name} are in more than one "
+                    "split; its figures say nothing about people it has not seen"
+                )
+        else:
+            strict_pairs += sorted(pairs)
+        rows += kept
+    refuse_leaks(strict_pairs, ", ".join(map(str, data)), "prepare --allow-identity-overlap")
+    first, *others = crops.items()
+    for folder, crop in others:
+        if crop != first[1]:
+            raise DfdetectError(
+                f"{folder} was cropped with {crop}, {first[0]} with {first[1]}",
+                "prepare both with the same options",
+            )
+    train_rows, val_rows = ([s for s in rows if s.split == split] for split in ("train", "val"))
+    for name, split in (("train", train_rows), ("val", val_rows)):
+        labels = {s.label for s in split}
+        if labels != {0, 1}:
+            has = (
+                "no crops"
+                if not labels
+                else "only " + ("fake" if 1 in labels else "real") + " crops"
+            )
+            raise DfdetectError(
+                f"{', '.join(map(str, data))}: the {name} split has {has}",
+                "both classes are needed; add videos or give other --splits to prepare",
+            )
+    failed = _audited(data, allow_audit_fail)
+    notes += [f"accepted although the audit says FAIL: {f.name}: {f.message}" for f in failed]
+    if not no_calls and (leaked := [f.name for f in failed if f.name in LEAKS]):
+        no_calls = f"it was trained although the audit found leaks ({', '.join(leaked)})"
+    domains = ["real", *sorted({s.manipulation for s in train_rows if s.label})]
+    return TrainingData(train_rows, val_rows, domains, first[1], fingerprint(rows), notes, no_calls)
+
+
+def _audited(data: Sequence[Path], allow_fail: bool) -> list[Finding]:
+    """The FAILs of the audit's short form, which looks at manifests only, where they are accepted.
+
+    Errors: DfdetectError naming them where they are not.
+    """
+    failed = [finding for finding in audit(data, look_at_crops=False) if finding.status == "FAIL"]
+    if failed and not allow_fail:
+        told = "; ".join(f"{finding.name}: {finding.message.rstrip('.')}" for finding in failed)
+        raise DfdetectError(
+            f"{', '.join(map(str, data))}: the audit says FAIL: {told}",
+            "`dfdetect audit` lists what is concerned; accept it with --allow-audit-fail",
+        )
+    return failed
