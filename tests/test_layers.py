@@ -35,7 +35,7 @@ def imports():
 def layer(part):
     if part in ("cli", "__main__"):
         return 5
-    if part in {"cutting", "optim"}:  # prepare's work on one video; what train steps with
+    if part in {"cutting", "optim", "footprint"}:  # parts of prepare and of train
         return 3
     if part in VERBS:
         return 4
