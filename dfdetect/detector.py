@@ -58,7 +58,10 @@ class Detector(nn.Module):
             self.register_buffer("to_gray", torch.tensor(REC601).view(1, 3, 1, 1))
         self.register_buffer("mean", mean.view(1, -1, 1, 1))
         self.register_buffer("std", std.view(1, -1, 1, 1))
-        self.strides = [stage["reduction"] for stage in self.backbone.feature_info]
+        taps = hasattr(self.backbone, "forward_intermediates")
+        stages = self.backbone.feature_info if taps else []
+        self.strides = [stage["reduction"] for stage in stages]
+        self.channels = {stage["reduction"]: stage["num_chs"] for stage in stages}
         self.n_features = self.backbone.num_features
         if head == "attention":
             self.attention = FeatureAttention(self.n_features, attention)

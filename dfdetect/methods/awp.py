@@ -5,7 +5,7 @@ weights. The paper prints an absolute radius without a layer index; the per-laye
 that of the AWP publication it builds on.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
@@ -30,39 +30,47 @@ class Perturbation(NamedTuple):
 @contextmanager
 def perturbed_weights(
     weights: Sequence[Tensor],
-    ascent_loss: Callable[[], Tensor],
+    ascent_loss: Callable[[], Iterable[Tensor]],
     gamma: float,
     eta: float | None = None,
     steps: int = 1,
     scope: Scope = "layer",
-    reduce: Callable[[Tensor], Tensor] | None = None,
+    reduce: Callable[[list[Tensor]], list[Tensor]] | None = None,
     loss_scale: float = 1.0,
 ) -> Iterator[Perturbation]:
     """Weights at theta + phi inside, exactly theta after, also when something raises.
 
-    `ascent_loss()` computes the loss at the weights as they are; `eta` defaults to gamma; `reduce`
-    averages gradients over processes. `loss_scale` keeps half-precision gradients from
-    underflowing; phi does not depend on it. The weights' `.grad` is not touched.
+    `ascent_loss()` gives the parts whose sum is the loss at the weights as they are; the gradient
+    of each is taken before the next is asked for, so that one graph is alive at a time. `eta`
+    defaults to gamma; `reduce` averages gradients over processes. `loss_scale` keeps half-precision
+    gradients from underflowing; phi does not depend on it. The weights' `.grad` is not touched.
     """
     eta = gamma if eta is None else eta
     clean = [w.detach().clone() for w in weights]
-    offsets = [torch.zeros_like(w) for w in clean]
+    radii = _norms(clean, scope)
+    offsets: list[Tensor] = []
     applied, loss_clean = True, None
     try:
         for _ in range(steps):
-            loss = ascent_loss()
-            loss_clean = loss.detach() if loss_clean is None else loss_clean
-            gradients = torch.autograd.grad(loss * loss_scale, weights)
-            del loss
+            loss, gradients = _gradients(ascent_loss(), weights, loss_scale)
+            loss_clean = loss if loss_clean is None else loss_clean
             if reduce:
-                gradients = [reduce(g) for g in gradients]
+                gradients = reduce(gradients)
             norms = _norms(gradients, scope)
             if not torch.isfinite(norms).all():
                 applied, offsets = False, [torch.zeros_like(w) for w in clean]
                 _set(weights, clean)
                 break
-            offsets = _ascend(clean, offsets, gradients, norms, gamma, eta, scope)
-            _set(weights, [start + offset for start, offset in zip(clean, offsets, strict=True)])
+            # A zero gradient or a zero weight moves nothing.
+            _scale(gradients, torch.where(norms > 0, eta * radii / norms, 0.0))
+            if offsets:
+                torch._foreach_add_(gradients, offsets)
+            offsets = gradients
+            if steps > 1 or eta > gamma:  # one step of eta <= gamma stays inside the ball
+                lengths = _norms(offsets, scope)
+                outside = lengths > gamma * radii
+                _scale(offsets, torch.where(outside, gamma * radii / lengths, 1.0))
+            _set(weights, clean, offsets)
         yield Perturbation(offsets, loss_clean, applied)
     finally:
         _set(weights, clean)
@@ -87,26 +95,33 @@ def frozen_running_statistics(module: nn.Module, frozen: bool = True) -> Iterato
             norm.momentum = momentum
 
 
-def _set(weights: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+def _gradients(
+    parts: Iterable[Tensor], weights: Sequence[Tensor], scale: float
+) -> tuple[Tensor, list[Tensor]]:
+    """The sum of the parts, detached, and the gradient of `scale` times it."""
+    total, gradients = None, None
+    for part in parts:
+        of_part = list(torch.autograd.grad(part * scale, weights))
+        if gradients is None:
+            total, gradients = part.detach(), of_part
+        else:
+            total = total + part.detach()
+            torch._foreach_add_(gradients, of_part)
+    return total, gradients
+
+
+def _set(
+    weights: Sequence[Tensor], clean: Sequence[Tensor], offsets: Sequence[Tensor] = ()
+) -> None:
     with torch.no_grad():
-        for weight, value in zip(weights, values, strict=True):
-            weight.copy_(value)
+        torch._foreach_copy_(list(weights), list(clean))
+        if offsets:
+            torch._foreach_add_(list(weights), list(offsets))
 
 
-def _ascend(
-    clean: list[Tensor], offsets: list[Tensor], gradients: list[Tensor], norms: Tensor,
-    gamma: float, eta: float, scope: Scope,
-) -> list[Tensor]:  # fmt: skip
-    """One step, then the projection; a zero gradient or a zero weight moves nothing."""
-    radii = _norms(clean, scope)
-    step = torch.where(norms > 0, eta * radii / norms.clamp_min(torch.finfo(norms.dtype).tiny), 0.0)
-    moved = [phi + s * g for phi, s, g in zip(offsets, step, gradients, strict=True)]
-    lengths = _norms(moved, scope)
-    limit = gamma * radii
-    shrink = torch.where(
-        lengths > limit, limit / lengths.clamp_min(torch.finfo(norms.dtype).tiny), 1.0
-    )
-    return [phi * s for phi, s in zip(moved, shrink, strict=True)]
+def _scale(tensors: list[Tensor], factors: Tensor) -> None:
+    """Each tensor by its own of `factors`, in place."""
+    torch._foreach_mul_(tensors, list(factors.unbind()))
 
 
 def _norms(tensors: Sequence[Tensor], scope: Scope) -> Tensor:

@@ -61,6 +61,13 @@ class Method(nn.Module):
         """Why a batch in parts would be another method, batch norm aside; "" if it would not."""
         return ""
 
+    @classmethod
+    def skips_parameters(cls, options: Options) -> bool:
+        """Whether a step may leave trainable parameters without a gradient, which processes that
+        average gradients must know beforehand."""
+        # The attention head leaves what some backbones have after their last map unused.
+        return cls.detector_settings(options)["head"] == "attention"
+
     @contextmanager
     def perturbed(self, batches: Sequence[Batch]) -> Iterator[dict[str, float]]:
         """Context of the forward and backward passes of one step, over the parts of its batch;

@@ -40,6 +40,16 @@ def center_class(features: Tensor, labels: Tensor, centres: Tensor) -> Tensor:
     return 0.5 * (features - centres[labels]).square().mean()
 
 
+def moved_centres(features: Tensor, labels: Tensor, centres: Tensor, rate: float) -> Tensor:
+    """The centre loss's update (Wen et al., ECCV 2016): features [N,d], labels [N], centres [K,d].
+
+    Each centre goes `rate` times sum(x - c) / (1 + n) over the n samples of its class.
+    """
+    members = F.one_hot(labels, len(centres)).to(features)
+    n = members.sum(0)[:, None]
+    return centres + rate * (members.T @ features - n * centres) / (1 + n)
+
+
 def kl_from_raw(logits: Tensor, raw: int = 0) -> Tensor:
     """Mean over the compressed qualities of KL(p_raw || p_quality): logits [M,B,K]."""
     log_p = F.log_softmax(logits, -1)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from dfdetect.data import Batch
 from dfdetect.detector import FeatureAttention, pooled_mlp
 from dfdetect.methods import base
+from dfdetect.processes import rows_of_all
 
 
 class Options(base.Options):
@@ -24,6 +25,7 @@ class Options(base.Options):
     auc_gamma: float = Field(0.15, gt=0, le=1, description="margin of the AUC loss")
     auc_p: float = Field(2.0, gt=1, description="its exponent")
     auc_space: Literal["prob", "logit"] = Field("prob", description="what the AUC loss compares")
+    auc_gather: bool = Field(False, description="AUC loss over the samples of all processes")
     lambda_dec: float = Field(0.01, ge=0, description="weight of the decomposition; 0 drops T")
     lambda_cls: float = Field(1.0, ge=0)
     lambda_dom: float = Field(1.0, ge=0, description="weight of the domain head; 0 drops it")
@@ -71,10 +73,9 @@ def auc_loss(
     logits [n], labels [n] in {0,1}; s is the probability (default) or the logit.
     """
     scores = torch.sigmoid(logits) if space == "prob" else logits
-    fake, real = scores[labels == 1], scores[labels == 0]
-    if not len(fake) or not len(real):
-        return (logits * 0).sum()
-    return (gamma - (fake[:, None] - real[None, :])).clamp_min(0).pow(p).mean()
+    shortfall = (gamma - (scores[:, None] - scores[None, :])).clamp_min(0).pow(p)
+    pairs = (labels[:, None] == 1) & (labels[None, :] == 0)
+    return torch.where(pairs, shortfall, 0.0).sum() / pairs.sum().clamp_min(1)
 
 
 def classification_loss(bce: Tensor, auc: Tensor, alpha: float = 0.5) -> Tensor:
@@ -141,6 +142,14 @@ class Did(base.Method):
     def detector_settings(cls, options: Options) -> dict[str, str]:
         return {"head": "attention", "attention": options.attention}
 
+    @classmethod
+    def why_not_accumulate(cls, options: Options) -> str:
+        if options.lambda_cls > 0 and options.alpha < 1:
+            return "the AUC loss compares the reals of a batch with its fakes, and a part has fewer"
+        if options.lambda_dec > 0:
+            return "mutual information pairs the samples of a batch, and a part has fewer"
+        return ""
+
     def at(self, step: int, n_steps: int, epoch: int, n_epochs: int) -> None:
         progress = step / n_steps if self.options.beta_per_step else epoch / n_epochs
         self.beta = beta_schedule(progress, self.options.beta_k)
@@ -159,12 +168,13 @@ class Did(base.Method):
         maps = self.decompose(batch.images.flatten(0, 1))
         logits = base.precise(self.detector.classifier(maps.deepfake).squeeze(1))
         bce = F.binary_cross_entropy_with_logits(logits, labels.to(logits))
-        auc = auc_loss(logits, labels, o.auc_gamma, o.auc_p, o.auc_space)
+        scored, truth = (rows_of_all(v) if o.auc_gather else v for v in (logits, labels))
+        auc = auc_loss(scored, truth, o.auc_gamma, o.auc_p, o.auc_space)
         cls = classification_loss(bce, auc, o.alpha)
         terms = {"bce": o.lambda_cls * o.alpha * bce, "auc": o.lambda_cls * (1 - o.alpha) * auc}
         total = o.lambda_cls * cls
         information, dom = cls.new_zeros(()), cls.new_zeros(())
-        notes = {"pairs": (labels == 1).sum() * (labels == 0).sum()}
+        notes = {"pairs": (truth == 1).sum() * (truth == 0).sum()}
         if o.lambda_dom > 0:
             dom = self._domain_loss(maps.domain, domains)
             terms["dom"] = o.lambda_dom * dom
@@ -188,7 +198,8 @@ class Did(base.Method):
         if self.options.domain_real:
             return F.cross_entropy(logits, domains)
         fake = domains > 0
-        return F.cross_entropy(logits[fake], domains[fake]) if fake.any() else (logits * 0).sum()
+        per_sample = F.cross_entropy(logits, domains, reduction="none")
+        return torch.where(fake, per_sample, 0.0).sum() / fake.sum().clamp_min(1)
 
     def _information(self, maps: Decomposition, n_qualities: int) -> Tensor:
         """I of (I_df, I_os). A random roll of the rest by whole samples makes the marginal pairs:
