@@ -98,14 +98,7 @@ def refuse_other_run(
         raise DfdetectError(f"{out}: no run to resume there", "leave --resume out to start one")
     if not started:
         return []
-    before = stored_run(out).preset
-    if before != preset:
-        then, now = (_leaves(p.model_dump(mode="json")) for p in (before, preset))
-        key = next(k for k in (*then, *now) if then.get(k) != now.get(k))
-        raise DfdetectError(
-            f"{out}: the run has {key} = {then.get(key)}, now asked for {now.get(key)}",
-            "resume with the same options (or with none), or choose another --out",
-        )
+    refuse_other_preset(out, preset)
     stored = read_json(out / "run.json")
     if stored["fingerprint"] != rows.fingerprint:
         raise DfdetectError(
@@ -124,6 +117,18 @@ def refuse_other_run(
         for name, now in versions().items()
         if (then := stored["versions"].get(name)) != now
     ]
+
+
+def refuse_other_preset(out: Path, preset: Preset) -> None:
+    """Errors: DfdetectError with both values if the run in `out` was begun with another preset."""
+    before = stored_run(out).preset
+    if before != preset:
+        then, now = (_leaves(p.model_dump(mode="json")) for p in (before, preset))
+        key = next(k for k in (*then, *now) if then.get(k) != now.get(k))
+        raise DfdetectError(
+            f"{out}: the run has {key} = {then.get(key)}, now asked for {now.get(key)}",
+            "resume with the same options (or with none), or choose another --out",
+        )
 
 
 def save_state(out: Path, state: State) -> None:
