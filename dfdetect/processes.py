@@ -5,6 +5,7 @@ here is the identity. Accelerate makes the process group (train joins it); the r
 torch.distributed, so that methods and scoring need no accelerate.
 """
 
+import atexit
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -38,6 +39,8 @@ def join(on_cpu: bool) -> Processes:
         from accelerate import PartialState
 
         PartialState(cpu=on_cpu)
+        # Its threads must end before the interpreter does, which otherwise now and then aborts.
+        atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
     return processes()
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
 from dfdetect.checkpoint import (
     FILE_NAME,
@@ -27,7 +27,7 @@ from dfdetect.checkpoint import (
     save_checkpoint,
     versions,
 )
-from dfdetect.data import Batch, PairedCrops, default_workers, training_batches
+from dfdetect.data import Batch, Loader, PairedCrops, default_workers, training_batches
 from dfdetect.detector import Detector
 from dfdetect.errors import DfdetectError, ExitCode
 from dfdetect.files import cannot_write, folder_lock
@@ -35,7 +35,7 @@ from dfdetect.methods import StepLoss, make_method, method_options
 from dfdetect.optim import make_optimizer, make_scheduler, moving_average
 from dfdetect.presets import Preset
 from dfdetect.processes import join
-from dfdetect.results import Prediction, predict
+from dfdetect.results import Prediction, Scorer
 from dfdetect.runs import (
     State,
     audit_fail_accepted,
@@ -172,7 +172,8 @@ class _Run:
         self.preset, self.rows, self.out, self.on_event = preset, rows, out, on_event
         self.accelerator, self.save_every_s = accelerator, 60 * save_minutes
         self.is_main, self.n_ranks = accelerator.is_main_process, accelerator.num_processes
-        self.workers = default_workers() if workers is None else workers
+        device = str(accelerator.device)
+        self.workers = default_workers(device) if workers is None else workers
         set_seed(preset.seed)
         if preset.backbone.weights == "pretrained" and not state:
             self._tell("note", message=f"fetching the ImageNet weights of {preset.backbone.name}")
@@ -224,8 +225,13 @@ class _Run:
         if self.batch_size < self.preset.batch_size:
             few = f"only {len(self.crops)} training samples: batches of {self.batch_size}"
             self._tell("warning", message=few)
-        batches = self._batches()
-        with _stop_signals() as stopped, _logs(self.out, self.is_main) as self.logs:
+        with (
+            _stop_signals() as stopped,
+            _logs(self.out, self.is_main) as self.logs,
+            self._loader() as loader,
+            self._scorer() as self.scorer,
+        ):
+            batches = iter(loader)
             while True:
                 try:
                     if self._validation_is_due():  # also one that was cut short before
@@ -249,13 +255,14 @@ class _Run:
 
     # --- one step ------------------------------------------------------------------------
 
-    def _batches(self) -> Iterator[Batch]:
-        while self.step < self.n_steps:
-            epoch, first = divmod(self.step, self.steps_per_epoch)
-            yield from training_batches(
-                self.crops, self.preset.sampler, self.preset.seed, epoch, self.steps_per_epoch,
-                self.batch_size, first, self.accelerator.process_index, self.n_ranks, self.workers,
-            )  # fmt: skip
+    def _loader(self) -> Loader[Batch]:
+        return training_batches(
+            self.crops, self.preset.sampler, self.preset.seed, self.steps_per_epoch, self.n_steps,
+            self.batch_size, self.step, self.accelerator.process_index, self.n_ranks, self.workers,
+        )  # fmt: skip
+
+    def _scorer(self) -> Scorer:
+        return Scorer(self.rows.val, self.preset.image_size, self.preset.batch_size, self.workers)
 
     def _train_step(self, batches: Iterator[Batch]) -> None:
         began = time.perf_counter()
@@ -362,10 +369,7 @@ class _Run:
                 raise _Stopped
 
         detector = self._detector()
-        predictions = predict(
-            detector, self.rows.val, self.preset.image_size, str(self.accelerator.device),
-            self.preset.batch_size, self.workers, scored,
-        )  # fmt: skip
+        predictions = self.scorer.predict(detector, str(self.accelerator.device), scored)
         if not all(math.isfinite(p.logit) for p in predictions):
             raise self._diverged([], math.nan)
         event: Event = {"kind": "val", "step": self.step, "split": "val"}
@@ -548,7 +552,10 @@ def _logs(out: Path, is_main: bool) -> Iterator[_Logs | None]:
 def _accelerator(preset: Preset, device: str) -> Accelerator:
     AcceleratorState._reset_state()  # an earlier run here may have had another precision
     precision = {"fp32": "no"}.get(preset.precision, preset.precision)
-    return Accelerator(cpu=device == "cpu", mixed_precision=precision)
+    # The attention head leaves what some backbones have after their last map unused.
+    skips = method_options(preset)[0].head == "attention"
+    parallel = DistributedDataParallelKwargs(find_unused_parameters=skips)
+    return Accelerator(cpu=device == "cpu", mixed_precision=precision, kwargs_handlers=[parallel])
 
 
 def _check_options(preset: Preset) -> None:
