@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -47,6 +47,11 @@ class Schedule(_Section):
     warmup: float = Field(0.05, gt=0, lt=1, description="share of the steps up to the peak")
 
 
+Sigma = Annotated[float, Field(ge=0.1, le=10)]
+Share = Annotated[float, Field(gt=0, le=1)]
+JpegQuality = Annotated[int, Field(ge=1, le=100)]
+
+
 class Augment(_Section):
     """Drawn once per sample and applied to all its qualities alike."""
 
@@ -54,10 +59,24 @@ class Augment(_Section):
     scale: float = Field(0.0, ge=0, le=0.5, description="random crop down to 1 - scale of the side")
     brightness: float = Field(0.0, ge=0, le=0.5, description="additive, share of full range")
     contrast: float = Field(0.0, ge=0, le=0.5, description="multiplicative, 1 +- this")
+    blur: float = Field(0.0, ge=0, le=1, description="probability of a Gaussian blur")
+    blur_sigma: tuple[Sigma, Sigma] = Field((0.5, 2.0), description="from, to; px of the crop")
+    rescale: float = Field(0.0, ge=0, le=1, description="probability of shrinking and back")
+    rescale_to: tuple[Share, Share] = Field((0.25, 1.0), description="from, to; share of the side")
+    jpeg: float = Field(0.0, ge=0, le=1, description="probability of JPEG, after all the others")
+    jpeg_quality: tuple[JpegQuality, JpegQuality] = Field((30, 95), description="from, to")
+
+    @field_validator("blur_sigma", "rescale_to", "jpeg_quality")
+    @classmethod
+    def _ascending(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] > value[1]:
+            raise ValueError("from is above to")
+        return value
 
 
 class Preset(_Section):
-    """A whole training recipe. A YAML file holds only what differs from these defaults."""
+    """A whole training recipe. A YAML file holds only what differs from these defaults, or from the
+    preset that it names as `based_on`."""
 
     name: str
     reproduces: str = Field(description="which row of which paper, or what it is for")
@@ -72,7 +91,9 @@ class Preset(_Section):
     steps_per_epoch: int | None = Field(None, ge=1, description="default: one pass over the data")
     validate_per_epoch: int = Field(1, ge=1)
     select: Literal["accuracy", "auc"] = Field("accuracy", description="best checkpoint on val by")
-    sampler: Literal["shuffle", "uniform", "class_balanced", "domain_balanced"] = "shuffle"
+    sampler: Literal[
+        "shuffle", "uniform", "class_balanced", "domain_balanced", "video_balanced"
+    ] = "shuffle"
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     augment: Augment = Augment()
@@ -111,20 +132,8 @@ def load_preset(name: str, overrides: Sequence[str] = ()) -> Preset:
     Errors: DfdetectError for an unknown name, a file that is not a preset, an override that does
     not fit.
     """
-    known = list_presets()
-    is_path = name.endswith((".yaml", ".yml")) or os.sep in name
-    if not is_path and name not in known:
-        raise unknown("preset", name, known)
-    path = Path(name) if is_path else known[name]
-    try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except OSError as error:
-        raise DfdetectError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DfdetectError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from error
-    if not isinstance(content, dict):
-        raise DfdetectError(f"{path}: not a preset (a mapping with name, method, backbone)")
-    content.setdefault("name", path.stem)
+    path = _find(name)
+    content = _read(path)
     for override in overrides:
         _override(content, override)
     asked = f" with --set {' --set '.join(overrides)}" if overrides else ""
@@ -177,3 +186,48 @@ def _override(content: dict[str, Any], override: str) -> None:
             raise DfdetectError(f"--set {key}: {parent} has no options of its own")
         content = inner
     content[leaf] = value
+
+
+def _find(name: str, beside: Path = Path()) -> Path:
+    """The file of a preset's name, or a path, which is relative to the folder `beside`."""
+    if name.endswith((".yaml", ".yml")) or os.sep in name:
+        return beside / name
+    known = list_presets()
+    if name not in known:
+        raise unknown("preset", name, known)
+    return known[name]
+
+
+def _read(path: Path, derived: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A preset file's content on top of what it is based on; `derived` are the files that are
+    based on it. Name and `reproduces` are never taken from another file."""
+    if path.resolve() in derived:
+        raise DfdetectError(f"{path}: is based on itself", "let based_on name another preset")
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise DfdetectError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DfdetectError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from error
+    if not isinstance(content, dict):
+        raise DfdetectError(f"{path}: not a preset (a mapping with name, method, backbone)")
+    content.setdefault("name", path.stem)
+    if "based_on" not in content:
+        return content
+    start = _find(str(content.pop("based_on")), path.parent)
+    base = _read(start, (*derived, path.resolve()))
+    del base["name"]
+    base.pop("reproduces", None)
+    return _merged(base, content)
+
+
+def _merged(base: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
+    """`content` over `base`, mapping by mapping; options of another method are not kept."""
+    merged = dict(base)
+    for key, value in content.items():
+        under = merged.get(key)
+        both = isinstance(value, dict) and isinstance(under, dict)
+        if both and key == "method" and value.get("name", under.get("name")) != under.get("name"):
+            both = False
+        merged[key] = _merged(under, value) if both else value
+    return merged
