@@ -12,17 +12,14 @@ from dfdetect.presets import Optimizer, Preset
 
 def make_optimizer(method: Method, options: Optimizer) -> torch.optim.Optimizer:
     """The backbone at lr times `backbone_lr_scale`, everything else at lr, also the linear head,
-    which timm keeps inside its model; and what the method wants to learn at a rate of its own."""
+    which timm keeps inside its model."""
     head = {id(p) for p in method.detector.head_parameters()}
     backbone = [p for p in method.detector.backbone.parameters() if id(p) not in head]
     inside = {id(p) for p in backbone}
-    own = method.own_rates()
-    inside |= {id(p) for parameters, _ in own for p in parameters}
     rest = [p for p in method.parameters() if id(p) not in inside]
     groups = [{"params": backbone, "lr": options.lr * options.backbone_lr_scale}]
     if rest:
         groups.append({"params": rest, "lr": options.lr})
-    groups += [{"params": parameters, "lr": lr} for parameters, lr in own]
     if options.name == "sgd":
         return torch.optim.SGD(groups, momentum=0.9, weight_decay=options.weight_decay)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.name]

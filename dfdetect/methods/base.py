@@ -49,10 +49,6 @@ class Method(nn.Module):
         """Keyword arguments of the Detector that this method trains."""
         return {"head": cls.head}
 
-    def own_rates(self) -> list[tuple[list[nn.Parameter], float]]:
-        """Parameters that learn at a rate of their own, whatever the preset's."""
-        return []
-
     def at(self, step: int, n_steps: int, epoch: int, n_epochs: int) -> None:
         """Told before every step where training stands; for schedules of the method's own."""
 
