@@ -5,12 +5,17 @@ epoch sees exactly what it would have seen. JPEG is cheap beside reading a crop,
 are made here of the raw crop; those that prepare stored are read, and are the same pixels.
 """
 
+import atexit
+import math
 import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -18,10 +23,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dfdetect.errors import DfdetectError
+from dfdetect.errors import MOST_NAMED, DfdetectError, ExitCode
 from dfdetect.manifest import Sample
 from dfdetect.presets import Augment
-from dfdetect.quality import jpeg_level, jpeg_round_trip, parse_quality
+from dfdetect.quality import Quality, jpeg_level, jpeg_round_trip, parse_quality
+
+MOST_WORKERS = 16
+"""Loader processes by default at most; each makes some 700 crops a second."""
+_INTERPOLATIONS = (cv2.INTER_NEAREST, cv2.INTER_LINEAR, cv2.INTER_AREA, cv2.INTER_CUBIC)
+
+T = TypeVar("T")
 
 
 class Batch(NamedTuple):
@@ -39,8 +50,16 @@ class Batch(NamedTuple):
         return [Batch(*(field[i * size : (i + 1) * size] for field in self)) for i in range(n)]
 
     def to_device(self, device: torch.device | str) -> "Batch":
-        images = self.images.to(device, non_blocking=True).float().div_(255)
-        return Batch(images, self.labels.to(device), self.domains.to(device), self.sample_ids)
+        images, labels, domains = (t.to(device, non_blocking=True) for t in self[:3])
+        return Batch(images.float().div_(255), labels, domains, self.sample_ids)
+
+
+class CropFile(NamedTuple):
+    """What it takes to read one row: its file, and the JPEG to make of it, if any."""
+
+    path: Path
+    sample_id: str
+    jpeg: Quality | None
 
 
 def to_input(crop: np.ndarray, size: int) -> np.ndarray:
@@ -71,38 +90,69 @@ def at_qualities(samples: Iterable[Sample], qualities: Sequence[str]) -> list[Sa
     return rows
 
 
+def check_crops(samples: Iterable[Sample]) -> None:
+    """Whether the crop files of all rows are there; looks at sizes, not into the files.
+
+    Errors: one DfdetectError for all that are missing or empty, naming the first 20.
+    """
+    paths = [str(path) for path in dict.fromkeys(sample.path for sample in samples)]
+    shares = [paths[i : i + 1000] for i in range(0, len(paths), 1000)]
+    with ThreadPoolExecutor(16) as threads:  # each look may wait for a file server
+        wrong = [fault for share in threads.map(_crop_faults, shares) for fault in share]
+    if wrong:
+        more = f" and {len(wrong) - MOST_NAMED} more" if len(wrong) > MOST_NAMED else ""
+        raise DfdetectError(
+            f"{len(wrong)} of {len(paths)} face crops cannot be read: "
+            f"{', '.join(wrong[:MOST_NAMED])}{more}",
+            "run prepare with --repair",
+        )
+
+
 def read_crop(path: Path) -> np.ndarray:
     """uint8 [H,W,3] RGB. Errors: DfdetectError naming the file if it is missing or damaged."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB) if path.is_file() else None
     if image is None:
         state = "damaged" if path.exists() else "missing"
-        raise DfdetectError(
-            f"{path}: {state} face crop",
-            "delete this video's part in manifest/ and run prepare again",
-        )
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        raise DfdetectError(f"{path}: {state} face crop", "run prepare with --repair")
+    return image
 
 
-def read_group(group: Sequence[Sample], rng: np.random.Generator | None = None) -> np.ndarray:
-    """The rows of one sample as pixels, uint8 [Q,H,W,3] RGB, each file read once.
+def read_group(
+    group: Sequence[Sample | CropFile], rng: np.random.Generator | None = None
+) -> list[np.ndarray]:
+    """The rows of one sample as pixels, uint8 [H,W,3] RGB each; each file is read once.
 
     A range of JPEG qualities is drawn with `rng`, without one by the sample's id.
     """
     files = {path: read_crop(path) for path in dict.fromkeys(s.path for s in group)}
-    return np.stack(
-        [
-            jpeg_round_trip(files[s.path], jpeg_level(s.jpeg, s.sample_id, rng))
-            if s.jpeg
-            else files[s.path]
-            for s in group
-        ]
-    )
+    return [
+        jpeg_round_trip(files[s.path], jpeg_level(s.jpeg, s.sample_id, rng))
+        if s.jpeg
+        else files[s.path]
+        for s in group
+    ]
+
+
+class Draws(NamedTuple):
+    """A batch to be made: the `positions` of its samples; `first` is the number of its first draw
+    in the epoch. A sample drawn twice is augmented in two ways, and its level in a range of JPEG
+    qualities drawn anew."""
+
+    epoch: int
+    first: int
+    positions: np.ndarray
+
+
+class Strata(NamedTuple):
+    """What samplers balance: each sample's label, domain and number of its video, int64 [N]."""
+
+    labels: np.ndarray
+    domains: np.ndarray
+    videos: np.ndarray
 
 
 class PairedCrops(Dataset):
-    """One item per sample: its crops at every quality. Indexed by (epoch, draw, position), where
-    `draw` numbers the draws of an epoch: a sample drawn twice is augmented in two ways, and its
-    level in a range of JPEG qualities drawn anew."""
+    """Training samples, each with its crops at every quality: Draws -> Batch."""
 
     def __init__(
         self,
@@ -123,122 +173,243 @@ class PairedCrops(Dataset):
                     f"{sample_id} has no crop at quality {missing[0]}",
                     "prepare the data with all the preset's qualities, or --set qualities=...",
                 )
-        self.groups = list(groups.values())
-        self.labels = np.array([g[0].label for g in self.groups], np.int64)
-        self.domains = np.array([domains.index(g[0].manipulation) for g in self.groups], np.int64)
-        self._image_size, self._augment, self._seed = image_size, augment, seed
+        firsts = [group[0] for group in groups.values()]
+        numbers = {name: i for i, name in enumerate(dict.fromkeys(s.video_id for s in firsts))}
+        self.strata = Strata(
+            np.array([s.label for s in firsts], np.int64),
+            np.array([domains.index(s.manipulation) for s in firsts], np.int64),
+            np.array([numbers[s.video_id] for s in firsts], np.int64),
+        )
+        self._files = _CropFiles([s for group in groups.values() for s in group])
+        self._n_qualities, self._image_size = len(qualities), image_size
+        self._augment, self._seed = augment, seed
 
     def __len__(self) -> int:
-        return len(self.groups)
+        return len(self.strata.labels)
 
-    def __getitem__(self, key: tuple[int, int, int]) -> tuple[np.ndarray, int, int, str]:
-        epoch, draw, position = key
-        group = self.groups[position]
-        rng = np.random.default_rng([self._seed, epoch, draw])
-        crops = augmented(read_group(group, rng), self._augment, rng)
-        images = np.stack([to_input(crop, self._image_size) for crop in crops])
-        return images, int(self.labels[position]), int(self.domains[position]), group[0].sample_id
+    def files(self, position: int) -> list[CropFile]:
+        """What is read of one sample, at each quality."""
+        first = position * self._n_qualities
+        return [self._files[row] for row in range(first, first + self._n_qualities)]
+
+    def __getitem__(self, draws: Draws) -> Batch:
+        side = self._image_size
+        images = np.empty((len(draws.positions), self._n_qualities, 3, side, side), np.uint8)
+        ids = []
+        for place, position in enumerate(draws.positions):
+            group = self.files(position)
+            ids.append(group[0].sample_id)
+            rng = np.random.default_rng([self._seed, draws.epoch, draws.first + place])
+            crops = augmented(read_group(group, rng), self._augment, rng)
+            for planes, crop in zip(images[place], crops, strict=True):
+                _fill(planes, crop)
+        labels, domains = (of[draws.positions] for of in self.strata[:2])
+        return Batch(*map(torch.from_numpy, (images, labels, domains)), ids)
 
 
-def augmented(crops: np.ndarray, options: Augment, rng: np.random.Generator) -> np.ndarray:
-    """One draw for all qualities: uint8 [Q,H,W,3] -> uint8 [Q,h,w,3]."""
+def augmented(
+    crops: Sequence[np.ndarray], options: Augment, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """One draw for all qualities of a sample: uint8 [H,H,3] each -> uint8 [h,h,3] each.
+
+    What is off draws nothing, so that turning on a later one leaves the earlier as they were.
+    """
+    side = len(crops[0])
     if options.flip and rng.random() < options.flip:
-        crops = crops[:, :, ::-1]
+        crops = [cv2.flip(crop, 1) for crop in crops]
     if options.scale:
-        side = crops.shape[1]
         cut = round(side * (1 - options.scale * rng.random()))
         top, left = rng.integers(0, side - cut + 1, 2)
-        crops = crops[:, top : top + cut, left : left + cut]
+        side, crops = cut, [crop[top : top + cut, left : left + cut] for crop in crops]
     if options.brightness or options.contrast:
         gain = 1 + options.contrast * rng.uniform(-1, 1)
         bias = 255 * options.brightness * rng.uniform(-1, 1)
-        crops = np.clip(crops * gain + bias, 0, 255).round().astype(np.uint8)
-    return np.ascontiguousarray(crops)
+        levels = np.clip(np.arange(256) * gain + bias, 0, 255).round().astype(np.uint8)
+        crops = [cv2.LUT(crop, levels) for crop in crops]
+    if options.blur and rng.random() < options.blur:
+        sigma = rng.uniform(*options.blur_sigma)
+        crops = [cv2.GaussianBlur(crop, (0, 0), sigma) for crop in crops]
+    if options.rescale and rng.random() < options.rescale:
+        small = max(1, round(side * rng.uniform(*options.rescale_to)))
+        for size, way in zip((small, side), rng.choice(_INTERPOLATIONS, 2), strict=True):
+            crops = [cv2.resize(crop, (size, size), interpolation=int(way)) for crop in crops]
+    if options.jpeg and rng.random() < options.jpeg:
+        lowest, highest = options.jpeg_quality
+        level = int(rng.integers(lowest, highest + 1))
+        crops = [jpeg_round_trip(crop, level) for crop in crops]
+    return list(crops)
 
 
 def epoch_order(
-    labels: np.ndarray,
-    domains: np.ndarray,
-    sampler: str,
-    seed: int,
-    epoch: int,
-    n_batches: int,
-    batch_size: int,
+    strata: Strata, sampler: str, seed: int, epoch: int, n_batches: int, batch_size: int
 ) -> np.ndarray:
     """Positions of one epoch, int [n_batches, batch_size].
 
-    shuffle: every sample once before any comes twice; uniform: with replacement; class_balanced
-    and domain_balanced: with replacement, each class or domain equally often in every batch.
+    shuffle: every sample once before any comes twice. The others draw with replacement: uniform
+    all samples alike; video_balanced every video once before any comes twice, and a random frame
+    of it; class_balanced and domain_balanced each class or domain equally often in every batch.
+    Where a batch has fewer places than there are domains, one is real and the fakes take turns
+    in the others: every balanced batch holds both classes.
     """
     rng = np.random.default_rng([seed, epoch])
-    n = n_batches * batch_size
+    shape, n_samples = (n_batches, batch_size), len(strata.labels)
     if sampler == "shuffle":
-        rounds = [rng.permutation(len(labels)) for _ in range(-(-n // len(labels)))]
-        return np.concatenate(rounds)[:n].reshape(n_batches, batch_size)
+        return _in_rounds(n_samples, shape, rng)
     if sampler == "uniform":
-        return rng.integers(0, len(labels), (n_batches, batch_size))
-    groups = labels if sampler == "class_balanced" else domains
-    members = [np.flatnonzero(groups == value) for value in np.unique(groups)]
-    turns = (np.arange(n) % len(members)).reshape(n_batches, batch_size)
-    return np.array([[rng.choice(members[turn]) for turn in rng.permutation(row)] for row in turns])
+        return rng.integers(0, n_samples, shape)
+    if sampler == "video_balanced":
+        videos = _in_rounds(int(strata.videos.max()) + 1, shape, rng)
+        return _random_members(strata.videos, videos, rng)
+    groups = strata.labels if sampler == "class_balanced" else strata.domains
+    present, turns = np.unique(groups), np.arange(n_batches * batch_size)
+    if batch_size < len(present):
+        turns = 1 + turns % (len(present) - 1)
+        turns[::batch_size] = 0
+    wanted = present[rng.permuted((turns % len(present)).reshape(shape), axis=1)]
+    return _random_members(groups, wanted, rng)
 
 
 def training_batches(
-    crops: PairedCrops, sampler: str, seed: int, epoch: int, n_steps: int, batch_size: int,
-    first_step: int = 0, rank: int = 0, n_ranks: int = 1, workers: int = 0,
-) -> Iterator[Batch]:  # fmt: skip
-    """Batches first_step..n_steps of one epoch, for one of `n_ranks` processes."""
-    order = epoch_order(
-        crops.labels, crops.domains, sampler, seed, epoch, n_steps * n_ranks, batch_size
-    )
-    keys = [
-        [
-            (epoch, row * batch_size + draw, int(position))
-            for draw, position in enumerate(order[row])
-        ]
-        for row in range(first_step * n_ranks + rank, n_steps * n_ranks, n_ranks)
-    ]
-    return start_loader(crops, workers, batch_sampler=keys, collate_fn=_collate)
+    crops: PairedCrops, sampler: str, seed: int, steps_per_epoch: int, n_steps: int,
+    batch_size: int, first_step: int = 0, rank: int = 0, n_ranks: int = 1, workers: int = 0,
+) -> "Loader[Batch]":  # fmt: skip
+    """Batches of the steps first_step..n_steps of a run, for one of `n_ranks` processes.
 
+    They depend on nothing else: not on where the run was resumed, nor on the number of workers.
+    """
 
-def start_loader(dataset: Dataset, workers: int, **options: Any) -> Iterator:
-    """A running DataLoader that leaves the global random state alone (it would otherwise draw a
-    seed from it at every start) and whose workers do not die of the terminal's Ctrl-C."""
-    if workers:
-        options |= {"multiprocessing_context": "spawn"}
-        resource_tracker.ensure_running()  # its start would unblock the signal again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        return iter(
-            DataLoader(
-                dataset,
-                num_workers=workers,
-                generator=torch.Generator(),
-                pin_memory=torch.cuda.is_available(),
-                **options,
-            )
-        )
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    def draws() -> Iterator[Draws]:
+        for step in range(first_step, n_steps):
+            epoch, number = divmod(step, steps_per_epoch)
+            if number == 0 or step == first_step:
+                n_batches = steps_per_epoch * n_ranks
+                order = epoch_order(crops.strata, sampler, seed, epoch, n_batches, batch_size)
+            row = number * n_ranks + rank
+            yield Draws(epoch, row * batch_size, order[row])
+
+    return Loader(crops, draws(), workers)
 
 
 class Crops(Dataset):
-    """One item per row, for scoring: uint8 [S,S,3]."""
+    """Rows to score: positions -> uint8 tensor [N,3,S,S]."""
 
     def __init__(self, samples: Sequence[Sample], image_size: int) -> None:
-        self._samples, self._image_size = samples, image_size
+        self._files, self._image_size = _CropFiles(samples), image_size
 
-    def __len__(self) -> int:
-        return len(self._samples)
+    def __getitem__(self, positions: Sequence[int]) -> Tensor:
+        images = np.empty((len(positions), 3, self._image_size, self._image_size), np.uint8)
+        for planes, position in zip(images, positions, strict=True):
+            _fill(planes, read_group([self._files[position]])[0])
+        return torch.from_numpy(images)
 
-    def __getitem__(self, position: int) -> np.ndarray:
-        return to_input(read_group([self._samples[position]])[0], self._image_size)
+
+def scoring_batches(
+    samples: Sequence[Sample], image_size: int, batch_size: int, workers: int = 0
+) -> "Loader[Tensor]":
+    """All rows in their order, uint8 [N,3,S,S] with N up to `batch_size`; as often as wanted."""
+    starts = range(0, len(samples), batch_size)
+    positions = [range(i, min(i + batch_size, len(samples))) for i in starts]
+    return Loader(Crops(samples, image_size), positions, workers)
 
 
-def default_workers() -> int:
-    """Loader processes that leave the training process a core; none on a small machine."""
-    cores = os.cpu_count() or 1
-    return 0 if cores <= 4 else min(16, cores - 2)
+class Loader(Generic[T]):
+    """`dataset[key]` of each of `keys`, in order, made ahead by `workers` processes (0: here).
+
+    They start when it is iterated, work on when it is iterated again, and are gone when its `with`
+    block ends, however that ends. They do not die of a Ctrl-C or SIGTERM that all processes get:
+    when to stop is for whoever iterates. The global random state is left alone.
+
+    Errors: DfdetectError as it was raised in a worker; ExitCode.ENVIRONMENT if one died.
+    """
+
+    def __init__(self, dataset: Dataset, keys: Iterable, workers: int) -> None:
+        running: dict[str, Any] = {
+            "multiprocessing_context": "spawn",
+            "persistent_workers": True,
+            "worker_init_fn": _be_one_thread,
+        }
+        self._batches = DataLoader(
+            _Delivery(dataset),
+            batch_size=None,  # a key is a whole batch already
+            sampler=keys,
+            num_workers=workers,
+            generator=torch.Generator(),  # torch would draw a seed from the global one
+            pin_memory=torch.cuda.is_available(),
+            **(running if workers else {}),
+        )
+        self._workers: list[Any] = []
+        self._running: Any = None
+
+    def __enter__(self) -> "Loader[T]":
+        return self
+
+    def __iter__(self) -> Iterator[T]:
+        self._start()
+        for batch in self._running:
+            if isinstance(batch, DfdetectError):
+                raise batch
+            yield batch
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        died = [worker.exitcode for worker in self._workers if worker.exitcode]
+        self.close()
+        # Torch tells of a death wherever the program happens to be, by a signal handler.
+        if died and isinstance(error, Exception) and not isinstance(error, DfdetectError):
+            raise _died(died[0]) from error
+
+    def close(self) -> None:
+        """Stop the processes. A loader that was closed cannot be iterated again."""
+        atexit.unregister(self.close)
+        if self._workers:
+            # Torch waits for the last reference to go, and a traceback may hold one.
+            self._running._shutdown_workers()
+        for worker in self._workers:
+            if worker.is_alive():
+                worker.kill()
+        self._workers, self._running = [], None
+
+    def _start(self) -> None:
+        # At exit, before multiprocessing asks them with a SIGTERM, and waits.
+        atexit.register(self.close)
+        resource_tracker.ensure_running()  # its start would unblock the signals again
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            self._running = iter(self._batches)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self._workers = getattr(self._running, "_workers", [])
+
+
+def default_workers(device: str) -> int:
+    """Loader processes for one of the processes that share this machine.
+
+    A GPU leaves the cores to them, but for one; a CPU trains so slowly that two can load for it,
+    and on few cores the training process does it itself.
+    """
+    cores = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if device.startswith("cpu"):
+        return 0 if cores <= 4 else 2
+    return min(MOST_WORKERS, max(1, cores - 1))
+
+
+def available_cores(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may use: by its affinity, and by its container's quota."""
+    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for name in ("cpu.max", "cpu/cpu.cfs_quota_us"):  # cgroup v2: "QUOTA PERIOD" in us; v1
+        quota = cgroups / name
+        try:
+            used, *period = quota.read_text().split()
+            period = period or [quota.with_name("cpu.cfs_period_us").read_text()]
+        except OSError:
+            continue
+        if used not in ("max", "-1"):
+            n = min(n, max(1, math.ceil(int(used) / int(period[0]))))
+    return n
 
 
 def images_to_tensor(images: Sequence[np.ndarray]) -> Tensor:
@@ -246,7 +417,101 @@ def images_to_tensor(images: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
-def _collate(items: list[tuple[np.ndarray, int, int, str]]) -> Batch:
-    images, labels, domains, ids = zip(*items, strict=True)
-    pixels = torch.from_numpy(np.stack(images)).permute(0, 1, 4, 2, 3).contiguous()
-    return Batch(pixels, torch.tensor(labels), torch.tensor(domains), list(ids))
+# --- rows and pixels --------------------------------------------------------------------------
+
+
+class _CropFiles:
+    """The CropFile of each row, packed: every worker gets a copy, and half a million Samples would
+    take it hundreds of MB and many seconds."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self._paths = _Strings(str(s.path) for s in samples)
+        self._ids = _Strings(s.sample_id for s in samples)
+        numbers: dict[Quality | None, int] = {}
+        self._jpeg = np.array([numbers.setdefault(s.jpeg, len(numbers)) for s in samples], np.int16)
+        self._jpegs = list(numbers)
+
+    def __getitem__(self, row: int) -> CropFile:
+        return CropFile(Path(self._paths[row]), self._ids[row], self._jpegs[self._jpeg[row]])
+
+
+class _Strings:
+    """Strings in one block of bytes."""
+
+    def __init__(self, strings: Iterable[str]) -> None:
+        encoded = [os.fsencode(string) for string in strings]
+        self._bytes = b"".join(encoded)
+        self._ends = np.array(list(accumulate(map(len, encoded), initial=0)))
+
+    def __getitem__(self, i: int) -> str:
+        return os.fsdecode(self._bytes[self._ends[i] : self._ends[i + 1]])
+
+
+def _crop_faults(paths: Sequence[str]) -> list[str]:
+    faults = []
+    for path in paths:
+        try:
+            if not os.stat(path).st_size:
+                faults.append(f"{path} (empty)")
+        except FileNotFoundError:
+            faults.append(f"{path} (missing)")
+        except OSError as error:
+            faults.append(f"{path} ({error.strerror})")
+    return faults
+
+
+def _fill(planes: np.ndarray, crop: np.ndarray) -> None:
+    """Write a crop uint8 [H,W,3] into `planes` uint8 [3,S,S], at their side."""
+    cv2.split(to_input(crop, planes.shape[-1]), list(planes))
+
+
+# --- order of an epoch ------------------------------------------------------------------------
+
+
+def _in_rounds(n: int, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """0..n-1 in a random order, then in another, until `shape` is full."""
+    n_places = math.prod(shape)
+    rounds = [rng.permutation(n) for _ in range(-(-n_places // n))]
+    return np.concatenate(rounds)[:n_places].reshape(shape)
+
+
+def _random_members(groups: np.ndarray, wanted: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """For each group in `wanted` the position of a random member, in an array of the same shape."""
+    by_group, sizes = np.argsort(groups, kind="stable"), np.bincount(groups)
+    starts = np.cumsum(sizes) - sizes
+    return by_group[starts[wanted] + rng.integers(0, sizes[wanted])]
+
+
+# --- loader processes -------------------------------------------------------------------------
+
+
+class _Delivery(Dataset):
+    """Sends a DfdetectError home whole: torch would raise its traceback as its message."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            return self._dataset[key]
+        except DfdetectError as error:
+            return error
+
+
+def _be_one_thread(worker: int) -> None:
+    cv2.setNumThreads(1)  # torch does the same to itself
+
+
+def _died(exit_code: int) -> DfdetectError:
+    if exit_code == -signal.SIGBUS:
+        return DfdetectError(
+            "a loader process died: the shared memory (/dev/shm) is full",
+            "use fewer --workers, or give the container more (docker run --shm-size=8g)",
+            ExitCode.ENVIRONMENT,
+        )
+    how = f"was killed by signal {-exit_code}" if exit_code < 0 else f"ended with {exit_code}"
+    return DfdetectError(
+        f"a loader process {how}, probably for want of memory",
+        "use fewer --workers, or a smaller batch_size",
+        ExitCode.ENVIRONMENT,
+    )

@@ -110,7 +110,7 @@ def evaluate(
             image_size,
             checkpoint.device,
             64,
-            default_workers(),
+            default_workers(checkpoint.device),
             progress,
         )
         for name, rows in chosen.items()

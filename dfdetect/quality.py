@@ -122,4 +122,4 @@ def jpeg_round_trip(image: np.ndarray, level: int) -> np.ndarray:
     options = [cv2.IMWRITE_JPEG_QUALITY, level]
     options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
     _, code = cv2.imencode(".jpg", bgr, options)
-    return cv2.cvtColor(cv2.imdecode(code, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    return cv2.imdecode(code, cv2.IMREAD_COLOR_RGB)

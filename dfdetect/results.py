@@ -1,6 +1,6 @@
 """What comes out: a Prediction per crop, a Verdict per input; from frame to track to video."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from dfdetect.data import Crops, images_to_tensor, start_loader
+from dfdetect.data import images_to_tensor, scoring_batches
 from dfdetect.manifest import Sample
 from dfdetect.metrics import Band, mean_by
+from dfdetect.processes import in_order, objects_of_all, share_of
 
 SCHEMA_VERSION = 1
 Call = Literal["likely-fake", "likely-real", "inconclusive", "no-face"]
@@ -97,17 +98,41 @@ def predict(
     workers: int = 0,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[Prediction]:
-    """Score every row with `detector` in eval mode; `on_batch(n)` after each batch of n crops."""
-    crops = Crops(samples, image_size)
-    loader = start_loader(crops, workers, batch_size=batch_size, collate_fn=images_to_tensor)
-    logits = _logits(detector, loader, device, on_batch)
-    return [
-        Prediction(
-            s.sample_id, s.video_id, s.track_id, s.dataset, s.manipulation, s.quality, s.split,
-            s.label, float(logit), float(score),
-        )
-        for s, logit, score in zip(samples, logits, sigmoid(logits), strict=True)
-    ]  # fmt: skip
+    """A Scorer's predictions of `samples`, made once."""
+    with Scorer(samples, image_size, batch_size, workers) as scorer:
+        return scorer.predict(detector, device, on_batch)
+
+
+class Scorer:
+    """Scores the same rows as often as wanted, with loader processes that stay until its `with`
+    block ends. Several processes share the rows, and each gets the predictions of all."""
+
+    def __init__(
+        self, samples: Sequence[Sample], image_size: int, batch_size: int = 64, workers: int = 0
+    ) -> None:
+        self._samples = samples
+        self._batches = scoring_batches(share_of(samples), image_size, batch_size, workers)
+
+    def __enter__(self) -> "Scorer":
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._batches.__exit__(*raised)
+
+    def predict(
+        self, detector: nn.Module, device: str, on_batch: Callable[[int], None] | None = None
+    ) -> list[Prediction]:
+        """Score every row with `detector` in eval mode; `on_batch(n)` after each batch of n crops
+        here, which may raise to stop."""
+        shares = objects_of_all(_logits(detector, self._batches, device, on_batch))
+        logits = np.array(in_order(shares), np.float64)
+        return [
+            Prediction(
+                s.sample_id, s.video_id, s.track_id, s.dataset, s.manipulation, s.quality, s.split,
+                s.label, float(logit), float(score),
+            )
+            for s, logit, score in zip(self._samples, logits, sigmoid(logits), strict=True)
+        ]  # fmt: skip
 
 
 def video_scores(predictions: Sequence[Prediction]) -> tuple[list[str], np.ndarray, np.ndarray]:
@@ -124,15 +149,22 @@ def decide(score: float, band: Band | None) -> Call:
     return "likely-fake" if score > band.fake_above else "likely-real"
 
 
-def _logits(detector: nn.Module, batches, device: str, on_batch=None) -> np.ndarray:
+def _logits(
+    detector: nn.Module,
+    batches: Iterable[torch.Tensor],
+    device: str,
+    on_batch: Callable[[int], None] | None = None,
+) -> np.ndarray:
     was_training = detector.training
     detector.eval()
     parts = [np.zeros(0)]
-    with torch.inference_mode():
-        for images in batches:
-            logits = detector(images.to(device).float().div_(255))
-            parts.append(logits.double().cpu().numpy())
-            if on_batch:
-                on_batch(len(images))
-    detector.train(was_training)
+    try:
+        with torch.inference_mode():
+            for images in batches:
+                logits = detector(images.to(device, non_blocking=True).float().div_(255))
+                parts.append(logits.double().cpu().numpy())
+                if on_batch:
+                    on_batch(len(images))
+    finally:
+        detector.train(was_training)
     return np.concatenate(parts)
