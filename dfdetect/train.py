@@ -550,11 +550,14 @@ def _logs(out: Path, is_main: bool) -> Iterator[_Logs | None]:
 
 
 def _accelerator(preset: Preset, device: str) -> Accelerator:
+    if preset.precision == "fp16" and device == "cpu":
+        raise DfdetectError(
+            f"preset {preset.name}: precision=fp16 needs a GPU", "use --set precision=bf16 or fp32"
+        )
     AcceleratorState._reset_state()  # an earlier run here may have had another precision
     precision = {"fp32": "no"}.get(preset.precision, preset.precision)
-    # The attention head leaves what some backbones have after their last map unused.
-    skips = method_options(preset)[0].head == "attention"
-    parallel = DistributedDataParallelKwargs(find_unused_parameters=skips)
+    kind, options = method_options(preset)
+    parallel = DistributedDataParallelKwargs(find_unused_parameters=kind.skips_parameters(options))
     return Accelerator(cpu=device == "cpu", mixed_precision=precision, kwargs_handlers=[parallel])
 
 
