@@ -194,6 +194,13 @@ def forget_after(out: Path, state: State | None) -> None:
             raise cannot_write(log, error) from error
 
 
+def logged(out: Path, name: str) -> list[float]:
+    """Every value of the note `name` in the run's metrics.jsonl, in the order of steps."""
+    with (out / "metrics.jsonl").open() as lines:
+        values = [json.loads(line).get(name) for line in lines]
+    return [value for value in values if value is not None]
+
+
 def json_line(event: dict[str, Any]) -> str:
     """One line of JSON; NaN and infinity as null: they are not JSON."""
 

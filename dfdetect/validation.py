@@ -19,10 +19,13 @@ def validation_figures(
     for p in predictions:
         frames_of.setdefault(p.video_id, set()).add(p.sample_id)
     single = np.array([len(frames_of[video_id]) == 1 for video_id in ids])
-    by_quality = {}
+    by_quality: dict[str, Any] = {"level": "frame", "auc": {}, "n_real": {}, "n_fake": {}}
     for quality in qualities:
         rows = [p for p in predictions if p.quality == quality]
-        by_quality[quality] = auc([p.logit for p in rows], [p.label for p in rows])
+        truth = [p.label for p in rows]
+        by_quality["auc"][quality] = auc([p.logit for p in rows], truth)
+        by_quality["n_real"][quality] = truth.count(0)
+        by_quality["n_fake"][quality] = truth.count(1)
     return {
         "frame": {
             "accuracy": accuracy(scores, labels, 0.0),  # logit 0 is score 0.5
@@ -40,7 +43,7 @@ def validation_figures(
             "n_fake_pictures": int((single & (video_labels == 1)).sum()),
             "qualities": "mean score",
         },
-        "by_quality": {"level": "frame", "auc": by_quality},
+        "by_quality": by_quality,
     }
 
 

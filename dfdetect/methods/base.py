@@ -64,6 +64,10 @@ class Method(nn.Module):
         # The attention head leaves what some backbones have after their last map unused.
         return cls.detector_settings(options)["head"] == "attention"
 
+    def tapped_maps(self) -> dict[int, tuple[int, int, int]]:
+        """Stride -> (C, H, W) of the inner maps that the loss looks at."""
+        return {}
+
     @contextmanager
     def perturbed(self, batches: Sequence[Batch]) -> Iterator[dict[str, float]]:
         """Context of the forward and backward passes of one step, over the parts of its batch;

@@ -148,6 +148,11 @@ class Qad(base.Method):
             centre = torch.zeros(2, detector.channels[stride])
             self.register_buffer(f"centre_{stride}", centre)
 
+    def tapped_maps(self) -> dict[int, tuple[int, int, int]]:
+        strides = self.options.layers if self.options.compares_maps else ()
+        sides = {stride: -(-self.detector.image_size // stride) for stride in strides}
+        return {s: (self.detector.channels[s], side, side) for s, side in sides.items()}
+
     @classmethod
     def why_not_accumulate(cls, options: Options) -> str:
         if options.collab == "hsic" and options.compares_maps:
