@@ -17,13 +17,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dfdetect.checkpoint import Checkpoint, load_checkpoint
+from dfdetect.checkpoint import Checkpoint, choose_device, load_checkpoint
 from dfdetect.data import at_qualities, default_workers
 from dfdetect.errors import DfdetectError, unknown
 from dfdetect.faces import CropRecipe
 from dfdetect.files import make_folder, read_json, write_json, write_whole
 from dfdetect.manifest import SPLITS, Sample, read_samples
 from dfdetect.metrics import accuracy, auc, eer, mean_by
+from dfdetect.processes import join, share_of
 from dfdetect.quality import ordered, parse_qualities, parse_quality, to_prepare
 from dfdetect.results import Prediction, predict
 
@@ -81,20 +82,22 @@ def evaluate(
     """Score one split of prepared folders and measure; writes predictions and metrics into `out`.
 
     `qualities` are by default those stored; JPEG that is not stored is made of the raw crops.
+    Processes started by `torchrun` share the scoring; each returns the whole result.
 
     Errors: DfdetectError for an unreadable checkpoint or folder, a quality that was not prepared,
     a split without rows, or folders of which none has both classes.
     """
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
+    who = join(on_cpu=choose_device(device) == "cpu")
     checkpoint = load_checkpoint(model, device)
     chosen = {name: _rows(folder, split, qualities) for name, folder in _named(data).items()}
-    if out:
+    if out and who.is_main:
         make_folder(out)
     warnings = [w for f in data for w in _crop_warnings(checkpoint, f)]
     for name, rows in chosen.items():
         warnings += _unseen_warnings(checkpoint, name, rows)
-    n_total, n_done = sum(map(len, chosen.values())), 0
+    n_total, n_done = sum(len(share_of(rows)) for rows in chosen.values()), 0
 
     def progress(n: int) -> None:
         nonlocal n_done
@@ -127,7 +130,7 @@ def evaluate(
             "both real and fake videos are needed in it",
         )
     result = EvalResult(_described(checkpoint), cells, predictions, warnings)
-    if out:
+    if out and who.is_main:
         write_results(out, result)
     return result
 

@@ -34,7 +34,7 @@ from dfdetect.files import cannot_write, folder_lock
 from dfdetect.methods import StepLoss, make_method, method_options
 from dfdetect.optim import make_optimizer, make_scheduler, moving_average
 from dfdetect.presets import Preset
-from dfdetect.processes import join
+from dfdetect.processes import join, share_of
 from dfdetect.results import Prediction, Scorer
 from dfdetect.runs import (
     State,
@@ -364,7 +364,7 @@ class _Run:
         def scored(n: int) -> None:
             nonlocal done
             done += n
-            self._tell("validating", done=done, total=len(self.rows.val))
+            self._tell("validating", done=done, total=len(share_of(self.rows.val)))
             if stopped and self.n_ranks == 1:  # alone, it need not be finished
                 raise _Stopped
 

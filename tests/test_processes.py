@@ -4,13 +4,16 @@ import json
 import socket
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from dfdetect import processes
 from dfdetect import train as verb
+from dfdetect.evaluate import evaluate
 from dfdetect.presets import load_preset
 
 STEPS = ["epochs=1", "steps_per_epoch=3", "image_size=64", "sampler=shuffle"]
@@ -55,11 +58,13 @@ def main(data: Path, out: Path) -> None:
     who = processes.join(on_cpu=True)
     for name in CASES:
         train_case(name, data, out, PER_PROCESS)
+    result = evaluate(out / "bce" / str(PER_PROCESS), [data], device="cpu", out=out / "eval")
     here = torch.arange(6.0).reshape(3, 2) + 100 * who.rank
     here.requires_grad_()
     rows = processes.rows_of_all(here)
     (rows.square().sum() / 2).backward()
     held = {
+        "cells": [asdict(cell) for cell in result.cells],
         "rank": who.rank,
         "n": who.n,
         "rows": rows.tolist(),
@@ -118,6 +123,15 @@ def test_validation_scores_every_sample_once_whatever_the_number_of_processes(na
     rows = verb.load_training_data(load_preset(*CASES[name]), [data]).val
     assert val["frame"]["n_real"] == sum(r.label == 0 for r in rows)
     assert val["frame"]["n_fake"] == sum(r.label == 1 for r in rows)
+
+
+def test_eval_in_two_processes_is_eval_in_one(two, data):
+    held = [json.loads((two / f"rank{rank}.json").read_text())["cells"] for rank in (0, 1)]
+    alone = evaluate(two / "bce" / str(PER_PROCESS), [data], device="cpu")
+    assert held[0] == held[1] == [asdict(cell) for cell in alone.cells]
+    assert len(pq.read_table(two / "eval" / "predictions.parquet")) == len(
+        alone.predictions["prepared"]
+    )
 
 
 def test_rows_means_and_shares_of_two_processes(two):

@@ -50,8 +50,9 @@ def eval_(
     Each manipulation is compared with all reals of its folder, by frame and by video.
     """
     from dfdetect.evaluate import evaluate
+    from dfdetect.processes import processes
 
-    with progress("eval", quiet or as_json) as update:
+    with progress("eval", quiet or as_json or not processes().is_main) as update:
         result = evaluate(
             model,
             data,
@@ -61,6 +62,8 @@ def eval_(
             device,
             lambda done, total: update(done, total, "crops"),
         )
+    if not processes().is_main:
+        return
     for warning in result.warnings:
         warn(warning)
     if as_json:
