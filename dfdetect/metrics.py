@@ -125,6 +125,67 @@ def mean_by(values: ArrayLike, groups: Sequence) -> tuple[list, np.ndarray]:
     return keys.tolist(), sums / np.bincount(inverse)
 
 
+class Resamples(NamedTuple):
+    """How often each cluster is drawn in each round: `counts` int [rounds,k], `clusters` [k]."""
+
+    clusters: np.ndarray
+    counts: np.ndarray
+
+
+def resample(clusters: Sequence[str], rounds: int = 1000, seed: int = 0) -> Resamples:
+    """Bootstrap rounds that draw as many of the distinct `clusters` [n] as there are, with
+    replacement.
+
+    Crops of one video resemble each other, so whole videos are drawn (the cluster bootstrap).
+    Figures that share their rounds can be averaged and subtracted round by round.
+    """
+    names = np.unique(np.asarray(clusters))
+    k = len(names)
+    counts = np.random.default_rng(seed).multinomial(k, np.full(k, 1 / k), size=rounds)
+    return Resamples(names, counts)
+
+
+def resampled_aucs(
+    scores: ArrayLike, labels: ArrayLike, clusters: Sequence[str], resamples: Resamples
+) -> np.ndarray:
+    """The AUC of each round [rounds], NaN for a round that drew a single class; n = len(scores).
+
+    Errors: DfdetectError as `checked`.
+    """
+    s, y = checked(scores, labels)
+    order = np.argsort(s, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(s[order]) > 0])  # of equal scores
+    is_fake = y[order] == 1
+    drawn = np.searchsorted(resamples.clusters, np.asarray(clusters))[order]
+    aucs = np.full(len(resamples.counts), np.nan)
+    for i, count in enumerate(resamples.counts):
+        weight = count[drawn].astype(np.float64)
+        fake = np.add.reduceat(np.where(is_fake, weight, 0.0), starts)
+        real = np.add.reduceat(np.where(is_fake, 0.0, weight), starts)
+        n_pairs = fake.sum() * real.sum()
+        if n_pairs:
+            aucs[i] = (fake * (real.cumsum() - real / 2)).sum() / n_pairs
+    return aucs
+
+
+class Interval(NamedTuple):
+    """Percentiles of the rounds that had an answer; `n_skipped` had none."""
+
+    low: float
+    high: float
+    n_skipped: int
+
+
+def interval(values: np.ndarray, coverage: float = 0.95) -> Interval | None:
+    """The middle `coverage` of bootstrap `values` [rounds] (NaN: skipped); None if all are NaN."""
+    usable = values[~np.isnan(values)]
+    if not len(usable):
+        return None
+    tail = (1 - coverage) / 2
+    low, high = np.quantile(usable, (tail, 1 - tail))
+    return Interval(float(low), float(high), len(values) - len(usable))
+
+
 class Probe(NamedTuple):
     """How well labels can be told: `auc` out of fold, pooled over folds, of `n` rows."""
 

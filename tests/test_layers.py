@@ -6,7 +6,7 @@ from pathlib import Path
 import dfdetect
 
 PACKAGE = Path(dfdetect.__file__).parent
-VERBS = {"prepare", "train", "evaluate", "scanning", "demo", "describe"}
+VERBS = {"prepare", "train", "evaluate", "scanning", "demo", "describe", "sweep"}
 SHELVES = {"datasets", "degradations", "forgeries", "methods", "reports"}
 HOMES = {
     "av": {"video", "prepare"},  # prepare records its version

@@ -12,6 +12,7 @@ from dfdetect.cli.info import info
 from dfdetect.cli.prepare import prepare
 from dfdetect.cli.presets import presets
 from dfdetect.cli.scan import scan
+from dfdetect.cli.sweep import sweep
 from dfdetect.cli.train import train
 
 app = typer.Typer(
@@ -49,6 +50,7 @@ app.command()(prepare)
 app.command()(audit)
 app.command()(train)
 app.command("eval")(eval_)
+app.command()(sweep)
 app.command()(scan)
 app.command()(presets)
 app.command()(info)

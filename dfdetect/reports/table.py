@@ -1,6 +1,8 @@
 """Terminal tables and panels, with Rich. Colour only repeats what a word already says."""
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from statistics import median
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -18,6 +20,12 @@ CALL_STYLE = {
 METRICS = {"auc": "AUC", "eer": "EER", "accuracy": "ACC"}
 STATUS_STYLE = {"OK": "green", "WARN": "bold yellow", "FAIL": "bold red", "unchecked": "dim"}
 IDS_SHOWN = 3
+SPLIT_NOTE = {
+    "test": ("The test split: figures to report. Choose nothing by them, or they are no longer "
+             "those of unseen videos; to choose, sweep with split: val.", "bold yellow"),
+    "val": ("The val split: figures to choose by. They chose the checkpoints too and flatter; "
+            "report what eval says on test of the one chosen.", "default"),
+}  # fmt: skip
 
 
 def prepare_table(summary) -> RenderableType:
@@ -189,6 +197,138 @@ def audit_note(findings: Sequence) -> RenderableType:
     return Group(audit_table(wrong), line) if wrong else line
 
 
+def sweep_tables(result) -> RenderableType:
+    """One table per folder and level: a row per cell, an AUC per quality with its interval below,
+    and what the split may be used for."""
+    measured = [f for state in result.cells for f in state.figures]
+    parts: list[RenderableType] = []
+    for data, level in dict.fromkeys((f.data, f.level) for f in measured):
+        here = [f for f in (*measured, *result.means) if (f.data, f.level) == (data, level)]
+        single = next(f for f in here if f.quality not in ("mean", "pooled"))
+        n = f"n {single.n_real}/{single.n_fake} real/fake"
+        parts.append(Text(f"{result.name} on {printable(data)}, {result.split} split, "
+                          f"{level} level, {n} at one quality"))  # fmt: skip
+        parts.append(_sweep_table(result.cells, here))
+    if measured:
+        parts.append(Text(
+            "AUC, below it the middle 95 % of a bootstrap of videos (of a mean over seeds: their "
+            "range). ACC at each model's threshold from val. ACC and EER are means over qualities."
+        ))  # fmt: skip
+        parts.append(Text(*SPLIT_NOTE[result.split]))
+    for state in result.cells:
+        if state.status != "finished":
+            why = f": {printable(state.error)}" if state.error else ""
+            parts.append(Text(f"{state.cell.name}: {state.status}{why}"))
+    return Group(*parts)
+
+
+def _sweep_table(cells: Sequence, figures: Sequence) -> Table:
+    qualities = list(dict.fromkeys(f.quality for f in figures))
+    table = Table(show_lines=True)
+    table.add_column("cell", overflow="fold")
+    for quality in qualities:
+        table.add_column(f"AUC {quality}", justify="right")
+    for heading in ("ACC", "EER", "best step"):
+        table.add_column(heading, justify="right")
+    of_cell: dict[str, dict] = {}
+    for figure in figures:
+        of_cell.setdefault(figure.cell, {})[figure.quality] = figure
+    for group in dict.fromkeys(state.cell.group for state in cells):
+        same = [s for s in cells if s.cell.group == group and s.cell.name in of_cell]
+        rows = [(s.cell.name, s.cell.name, str(s.best_step)) for s in same]
+        if len(same) > 1:
+            rows.append((group, f"{group}\nmean of {len(same)} seeds", ""))
+        for name, title, best_step in rows:
+            found = of_cell[name]
+            summary = found.get("mean") or found[qualities[0]]
+            rates = ["-" if v is None else f"{v:.3f}" for v in (summary.accuracy, summary.eer)]
+            table.add_row(
+                title, *(_with_interval(found.get(q)) for q in qualities), *rates, best_step
+            )
+    return table
+
+
+def _with_interval(figure) -> str:
+    if figure is None or figure.auc is None:
+        return "-"
+    below = "" if figure.low is None else f"\n{figure.low:.3f}..{figure.high:.3f}"
+    return f"{figure.auc:.3f}{below}"
+
+
+def train_plan_tables(plan, resolved: Mapping[str, Any], chosen: Mapping[str, Any]) -> Group:
+    """The resolved preset, option by option, what a run of it would be, and the memory it needs.
+
+    Options that are not among the `chosen` ones are marked as defaults.
+    """
+    preset = Table(title="preset", title_justify="left", show_header=False)
+    for _ in range(2):
+        preset.add_column(overflow="fold")
+    preset.add_column(style="dim")
+    set_by_preset = {key for key, _ in _flat(chosen)}
+    for key, value in _flat(resolved):
+        preset.add_row(key, _plain(value), "" if key in set_by_preset else "default")
+    run = Table(title="run", title_justify="left", show_header=False)
+    for _ in range(2):
+        run.add_column(overflow="fold")
+    for key, value in _flat(plan._asdict() | {"memory": {}, "tapped_maps": {}}):
+        name = key.removeprefix("counts.").removeprefix("n_")
+        run.add_row(name.replace("_", " "), f"{value:,}")
+    for stride, (channels, height, width) in plan.tapped_maps.items():
+        run.add_row(f"map of stride {stride}", f"{channels} x {height} x {width}")
+    return Group(preset, run, _memory_table(plan.memory))
+
+
+def _memory_table(memory) -> RenderableType:
+    table = Table(title="memory of each device, estimated", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("weights", size(memory.weights))
+    table.add_row("optimizer", size(memory.optimizer))
+    table.add_row("moving average", size(memory.average))
+    table.add_row("a step, whatever its batch", size(memory.step_fixed))
+    table.add_row("  of it copies of perturbed weights", size(memory.perturbation))
+    table.add_row("a step, for each sample", size(memory.step_per_sample))
+    table.add_row("a step", size(memory.step), end_section=True)
+    table.add_row("at most", size(memory.total))
+    finite = "" if memory.is_finite else "; NOT FINITE, or a gradient is not"
+    return Group(table, Text(f"loss of the untrained network: {memory.loss:.4g}{finite}"))
+
+
+def train_summary(summary, info, gradient_ratios: Sequence[float]) -> Group:
+    """How a run ended: `info` is the metadata of its checkpoint."""
+    val = summary.val
+    frame, video, by_quality = val["frame"], val["video"], val["by_quality"]
+    table = Table(title=f"val at step {summary.best_step}, the best", title_justify="left")
+    for heading in ("level", "quality"):
+        table.add_column(heading)
+    for heading in (*METRICS.values(), "n real/fake"):
+        table.add_column(heading, justify="right")
+    for quality, auc in by_quality["auc"].items():
+        n = f"{by_quality['n_real'][quality]}/{by_quality['n_fake'][quality]}"
+        table.add_row(by_quality["level"], printable(quality), f"{auc:.3f}", "-", "-", n)
+    pooled = [f"{frame[key]:.3f}" for key in METRICS]
+    table.add_row("frame", frame["qualities"], *pooled, f"{frame['n_real']}/{frame['n_fake']}")
+    n = f"{video['n_real']}/{video['n_fake']}"
+    table.add_row("video", video["qualities"], f"{video['auc']:.3f}", "-", "-", n)
+    worked = timedelta(seconds=round(summary.elapsed_s))
+    lines = [
+        f"{summary.n_steps} steps, {worked} since it was started or resumed",
+        f"ACC at threshold 0.5; threshold for scans {info.threshold:.3f}; {info.band_basis}",
+        *(f"note: {printable(note)}" for note in info.data["notes"]),
+    ]
+    if gradient_ratios:
+        lines.append(
+            f"the regulariser's gradient is {median(gradient_ratios):.2g} of the classification's "
+            f"(median of {len(gradient_ratios)})"
+        )
+    return Group(table, *map(Text, lines))
+
+
+def size(n_bytes: float) -> str:
+    """Bytes as MB, or GB from 1000 of them."""
+    return f"{n_bytes / 1e9:,.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:,.1f} MB"
+
+
 def mapping_table(title: str, values: Mapping[str, Any]) -> Table:
     """Keys and values, nested mappings with dotted keys."""
     table = Table(title=title, title_justify="left", show_header=False)
@@ -206,6 +346,12 @@ def rows_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[obje
     for row in rows:
         table.add_row(*map(printable, row))
     return table
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value))
+    return "-" if value is None else printable(value)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
