@@ -66,7 +66,9 @@ def test_of_two_runs_in_one_folder_one_is_refused(place):
     while not (out / "prepare.json").exists():
         assert first.process.poll() is None
     words = (f"another run (process {first.process.pid}) is writing here", str(out))
+    first.signal(signal.SIGSTOP)  # so that it cannot have finished
     faults.refused(place.do(out), 4, *words)
+    first.signal(signal.SIGCONT)
     faults.clean(first.wait(), 0)
     assert faults.tree(out) == place.whole
 

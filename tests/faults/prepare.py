@@ -8,7 +8,6 @@ Linux only. Checks that need strace, root or hostile files say so where they can
 
 # ruff: noqa: E402, I001 (tests are importable only from here on)
 
-import argparse
 import csv
 import json
 import os
@@ -21,11 +20,10 @@ import sys
 import tempfile
 import time
 import unicodedata
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
@@ -33,22 +31,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from conftest import write_clip, write_scenery
 
+from faults.plan import Check, carry_out, clean, refused
 from faults.processes import (
     Ended,
     Run,
+    Skipped,
     cpu_ticks,
     difference,
     in_this_process,
+    mounted,
     open_files,
+    strace,
     tree,
     written,
 )
 
 OPTIONS = ("--frames", "3", "--qualities", "raw,c40", "--size", "64", "--workers", "2", "--quiet")
-
-
-class Skipped(Exception):
-    """A check that cannot run here, and why."""
 
 
 class Place:
@@ -103,23 +101,6 @@ def resumed(place: Place, out: Path, *more: object, whole: dict | None = None) -
     redone = [name for name, when in before.items() if after[name] != when]
     assert not redone, f"finished work was done again: {redone[:3]}"
     return ended
-
-
-def clean(ended: Ended, *codes: int) -> None:
-    """It ended with one of the codes, left no process, and printed no traceback."""
-    assert ended.code in codes, f"exit {ended.code}, expected {codes}: {ended.err[-800:]}"
-    assert not ended.left, f"{len(ended.left)} processes outlived it"
-    assert "Traceback" not in ended.err and "a bug in" not in ended.err, ended.err[-1500:]
-    assert "Exception ignored" not in ended.err, ended.err[-1500:]
-
-
-def refused(ended: Ended, code: int, *words: str) -> None:
-    """One line of error with all the words."""
-    clean(ended, code)
-    errors = [line for line in ended.err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, f"{len(errors)} error lines: {ended.err[-800:]}"
-    for word in words:
-        assert word in errors[0], f"{word!r} is not in {errors[0]!r}"
 
 
 def verified(place: Place, out: Path) -> list[str]:
@@ -210,17 +191,6 @@ def killed_again_and_again(place: Place, number: int, rng: random.Random) -> Non
 # --- P4: a fault at the n-th system call -----------------------------------------------------
 
 
-def strace(log: Path, calls: str, inject: str = "", path: Path | None = None) -> list[str]:
-    """The command that runs another one under strace, with a fault at some of `calls`, of those
-    on `path` if it is given."""
-    if not shutil.which("strace"):
-        raise Skipped("strace is not installed")
-    options = ["-e", f"inject={calls}:{inject}"] if inject else []
-    options += ["-P", str(path)] if path else ["--seccomp-bpf"]
-    return ["strace", "-f", "-qq", "-y", "-o", str(log),
-            "-e", f"trace={calls}", "-e", "signal=none", *options]  # fmt: skip
-
-
 RENAMES = "rename,renameat,renameat2"
 
 
@@ -291,20 +261,6 @@ def failed_at_a_read_of_a_part(place: Place, number: int, rng: random.Random) ->
 # --- P5: a full disk -------------------------------------------------------------------------
 
 
-@contextmanager
-def mounted(place: Place, *options: str) -> Iterator[Path]:
-    """A small file system of its own."""
-    point = place.new("mount")
-    point.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", *options, "tmpfs", point], capture_output=True)\
-            .returncode:  # fmt: skip
-        raise Skipped("mounting needs root")
-    try:
-        yield point
-    finally:
-        subprocess.run(["umount", "-l", point], check=True)
-
-
 DISK_VARIANTS = ((), ("--format", "webp"), ("--qualities", "raw,j30"))
 
 
@@ -326,7 +282,7 @@ def fill_the_disk(place: Place, share: float, variant: tuple[str, ...] = ()) -> 
         clean(place.do(want, *variant), 0)
     whole = tree(want)
     pages = sum(-(-p.stat().st_size // 4096) for p in want.rglob("*") if p.is_file())
-    with mounted(place, "-o", f"size={max(1, int(pages * share)) * 4}k") as point:
+    with mounted(place.new("mount"), "-o", f"size={max(1, int(pages * share)) * 4}k") as point:
         out = point / "data"
         refused(place.do(out, *variant), 4, f"{out}", "No space left on device")
         parts = sorted((out / "manifest").glob("*.parquet"))
@@ -379,7 +335,7 @@ def output_refused(place: Place, number: int, rng: random.Random) -> None:
         out.mkdir()
         (out / ".lock").mkdir()
     elif number == 5:
-        with mounted(place, "-o", "ro") as out:
+        with mounted(place.new("mount"), "-o", "ro") as out:
             _refused_unread(place, out, how)
         return
     elif number == 6:
@@ -414,7 +370,7 @@ def temporary_folder(place: Place, number: int, rng: random.Random) -> None:
     long for a socket is one clear error."""
     if number < 3:
         options = (("-o", "size=4k"), ("-o", "ro"), ())[number]
-        with mounted(place, *options) as point:
+        with mounted(place.new("mount"), *options) as point:
             if number == 0:
                 with suppress(OSError):
                     (point / "full").write_bytes(bytes(1 << 16))
@@ -1001,15 +957,6 @@ def without_network(place: Place, number: int, rng: random.Random) -> None:
 # --- the plan --------------------------------------------------------------------------------
 
 
-class Check(NamedTuple):
-    """`n` runs of a function; of those that are `drawn` at random, --scale runs fewer or more."""
-
-    row: str
-    function: Callable[[Place, int, random.Random], None]
-    n: int
-    drawn: bool = False
-
-
 PLAN = [
     Check("P1", hostile_files, 1),
     Check("P2", killed_and_resumed, 30, True),
@@ -1049,59 +996,17 @@ PLAN = [
 ]
 
 
-def random_of(check: Check, number: int, seed: int) -> random.Random:
-    return random.Random(f"{seed}/{check.function.__name__}/{number}")
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="rows of the plan or functions, as P2,twins")
-    parser.add_argument("--number", type=int, help="only this run of each check")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the drawn runs")
-    asked = parser.parse_args()
-    only = set(filter(None, asked.only.split(",")))
-    checks = [c for c in PLAN if not only or only & {c.row, c.function.__name__}]
-    folder = Path(tempfile.mkdtemp(prefix="faults-"))
     places: dict[int, Place] = {}
-    n_failed = 0
-    print(f"seed {asked.seed}", flush=True)
-    try:
-        for check in checks:
-            n_clips = 4 if check.row == "P4" else 12
-            if n_clips not in places:
-                places[n_clips] = Place(folder / str(n_clips), n_clips)
-                print(f"an undisturbed run takes {places[n_clips].seconds:.1f} s", flush=True)
-            n = max(1, round(check.n * asked.scale)) if check.drawn else check.n
-            numbers = [round(i * check.n / n) for i in range(n)]
-            numbers = [asked.number] if asked.number is not None else numbers
-            n_failed += _run_check(places[n_clips], check, numbers, asked.seed)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    return 1 if n_failed else 0
 
+    def place_of(check: Check, folder: Path) -> Place:
+        n_clips = 4 if check.row == "P4" else 12
+        if n_clips not in places:
+            places[n_clips] = Place(folder / str(n_clips), n_clips)
+            print(f"an undisturbed run takes {places[n_clips].seconds:.1f} s", flush=True)
+        return places[n_clips]
 
-def _run_check(place: Place, check: Check, numbers: list[int], seed: int) -> int:
-    passed, failed, skipped = 0, {}, Counter()
-    keep, started = set(place.folder.iterdir()), time.monotonic()
-    for number in numbers:
-        try:
-            check.function(place, number, random_of(check, number, seed))
-            passed += 1
-        except Skipped as reason:
-            skipped[str(reason)] += 1
-        except (Exception, AssertionError) as error:
-            failed[number] = f"{type(error).__name__}: {error}"
-        for path in set(place.folder.iterdir()) - keep:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    name = check.function.__name__.replace("_", " ")
-    notes = "".join(f", {n} skipped ({reason})" for reason, n in skipped.items())
-    seeds = f" at {sorted(failed)}" if failed else ""
-    result = f"{passed} passed, {len(failed)} failed{seeds}{notes}"
-    print(f"{check.row:4} {name}: {result}; {time.monotonic() - started:.0f} s", flush=True)
-    for number, message in failed.items():
-        print(f"     {number}: {message[:1500]}", flush=True)
-    return len(failed)
+    return carry_out(__doc__.splitlines()[0], PLAN, place_of)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
 import hashlib
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,10 @@ HANGS = 180.0
 MARK = "DFDETECT_FAULTS_RUN"
 
 _numbers = itertools.count()
+
+
+class Skipped(Exception):
+    """A check that cannot run here, and why."""
 
 
 class Ended(NamedTuple):
@@ -123,6 +128,30 @@ def in_this_process(*arguments: object) -> Ended:
     return Ended(
         result.exit_code, result.stdout, result.stderr, time.monotonic() - started, left=[]
     )
+
+
+def strace(log: Path, calls: str, inject: str = "", path: Path | None = None) -> list[str]:
+    """The command that runs another one under strace, with a fault at some of `calls`, of those
+    on `path` if it is given."""
+    if not shutil.which("strace"):
+        raise Skipped("strace is not installed")
+    options = ["-e", f"inject={calls}:{inject}"] if inject else []
+    options += ["-P", str(path)] if path else ["--seccomp-bpf"]
+    return ["strace", "-f", "-qq", "-y", "-o", str(log),
+            "-e", f"trace={calls}", "-e", "signal=none", *options]  # fmt: skip
+
+
+@contextmanager
+def mounted(point: Path, *options: str) -> Iterator[Path]:
+    """A small file system of its own at `point`, which is made."""
+    point.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", *options, "tmpfs", point], capture_output=True)\
+            .returncode:  # fmt: skip
+        raise Skipped("mounting needs root")
+    try:
+        yield point
+    finally:
+        subprocess.run(["umount", "-l", point], check=True)
 
 
 def parent_of(pid: int) -> int:
