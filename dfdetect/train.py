@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -27,10 +28,11 @@ from dfdetect.checkpoint import (
     save_checkpoint,
     versions,
 )
-from dfdetect.data import Batch, Loader, PairedCrops, default_workers, training_batches
+from dfdetect.data import Batch, Draws, Loader, PairedCrops, default_workers, training_batches
 from dfdetect.detector import Detector
 from dfdetect.errors import DfdetectError, ExitCode
 from dfdetect.files import cannot_write, folder_lock
+from dfdetect.footprint import LARGE, Footprint, measure
 from dfdetect.methods import StepLoss, make_method, method_options
 from dfdetect.optim import make_optimizer, make_scheduler, moving_average
 from dfdetect.presets import Preset
@@ -58,14 +60,17 @@ Event = dict[str, Any]
 
 
 class TrainPlan(NamedTuple):
-    """What a run would do: steps, sizes."""
+    """What a run would do: its size, what the loss looks at, the memory it needs."""
 
+    preset: Preset
     n_parameters: int
+    n_trainable_parameters: int
     n_inference_parameters: int
     n_steps: int
     steps_per_epoch: int
-    n_samples: int
-    counts: dict[str, Any]
+    counts: dict[str, int]  # videos and samples by split and class
+    tapped_maps: dict[int, tuple[int, int, int]]  # stride -> (C, H, W)
+    memory: Footprint
 
 
 @dataclass
@@ -84,21 +89,28 @@ def plan_training(
     data: Sequence[Path],
     weights: str | None = None,
     allow_audit_fail: bool = False,
+    device: str = "auto",
 ) -> TrainPlan:
-    """Everything `train` checks before its first step, and the size of the run; writes nothing."""
+    """Everything `train` checks before its first step, the size of the run, and the memory it
+    needs, from two small steps on `device`; writes nothing."""
     preset = _with_weights(preset, weights)
     _check_options(preset)
     rows = load_training_data(preset, data, allow_audit_fail)
     crops = _paired(preset, rows)
-    method = make_method(preset, len(rows.domains))
+    set_seed(preset.seed)
+    method = make_method(preset, len(rows.domains)).to(choose_device(device))
     per_epoch = _steps_per_epoch(preset, len(crops), 1)
+    a_few = [np.flatnonzero(crops.strata.labels == label)[: LARGE // 2] for label in (0, 1)]
     return TrainPlan(
+        preset,
         sum(p.numel() for p in method.parameters()),
+        sum(p.numel() for p in method.parameters() if p.requires_grad),
         sum(p.numel() for p in method.detector.parameters()),
         per_epoch * preset.epochs,
         per_epoch,
-        len(crops),
         rows.counts(),
+        method.tapped_maps(),
+        measure(method, crops[Draws(0, 0, np.concatenate(a_few))], preset),
     )
 
 

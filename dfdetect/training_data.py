@@ -26,11 +26,13 @@ class TrainingData(NamedTuple):
     no_calls: str  # why a model validated on this may make none, after accepted leaks; else empty
 
     def counts(self) -> dict[str, Any]:
-        """Videos by split and class."""
+        """Videos and samples (each at all qualities) by split and class."""
         count = {}
         for name, rows in (("train", self.train), ("val", self.val)):
             for label, word in ((0, "real"), (1, "fake")):
-                count[f"{name}_{word}_videos"] = len({r.video_id for r in rows if r.label == label})
+                of_class = [r for r in rows if r.label == label]
+                count[f"{name}_{word}_videos"] = len({r.video_id for r in of_class})
+                count[f"{name}_{word}_samples"] = len({r.sample_id for r in of_class})
         return count
 
 

@@ -1,6 +1,8 @@
 """The edge: help, exit codes, one line per error, stdout for results only."""
 
 import json
+import shlex
+import shutil
 import subprocess
 import sys
 
@@ -124,6 +126,57 @@ def test_prepare_train_eval_and_info_speak_through_the_command_line(cli, clips, 
         assert json.loads(cli("info", path, "--json").stdout)
 
 
+@pytest.fixture
+def train_tiny(cli, data, tmp_path):
+    """A short run into tmp_path / "my run"; arguments are added to its command."""
+    sizes = ("--set", "image_size=64", "--set", "epochs=1", "--set", "steps_per_epoch=2")
+    out = tmp_path / "my run"
+    command = ("train", "--preset", "qad-tiny", "--data", data, "--out", out, "--device", "cpu")
+    return lambda *arguments: cli(*command, *sizes, *arguments)
+
+
+def test_training_ends_with_figures_and_commands_that_can_be_pasted(train_tiny, data, tmp_path):
+    other = tmp_path / "it's other"
+    shutil.copytree(data, other)
+    done = train_tiny("--data", other)
+    assert done.exit_code == 0, done.stderr
+    commands = [
+        shlex.split(line.removeprefix("next: "))
+        for line in done.stdout.splitlines()
+        if line.startswith("next: ")
+    ]
+    run = str(tmp_path / "my run")
+    assert commands == [
+        ["dfdetect", "eval", run, "--data", str(data), "--data", str(other)],
+        ["dfdetect", "scan", "VIDEO", "--model", run],
+    ]
+    for word in ("frame", "video", "pooled", "raw", "no calls: ", "gradient"):
+        assert word in done.stdout
+    lines = done.stderr.splitlines()
+    assert any(line.startswith("step 1/2: loss ") for line in lines)
+    assert any(line.startswith("step 2/2: val frames AUC ") for line in lines)
+
+
+def test_training_as_json_prints_one_object_and_nothing_else(train_tiny, tmp_path):
+    done = train_tiny("--json", "--tensorboard")
+    assert done.exit_code == 0 and done.stderr == ""
+    summary = json.loads(done.stdout)
+    assert summary["n_steps"] == summary["best_step"] == 2
+    assert set(summary["val"]["by_quality"]["auc"]) == {"raw", "c23", "c40"}
+    logged = [json.loads(x) for x in (tmp_path / "my run/metrics.jsonl").read_text().splitlines()]
+    assert summary["reg_ratio_median"] == logged[0]["reg_ratio"]  # measured every tenth step
+    assert len(list((tmp_path / "my run/tensorboard").iterdir())) == 1
+
+
+def test_only_the_main_process_speaks(train_tiny, monkeypatch):
+    from dfdetect.processes import Processes
+
+    monkeypatch.setattr("dfdetect.processes.processes", lambda: Processes(1, 2))
+    monkeypatch.setattr("dfdetect.train.train", lambda *arguments: None)
+    done = train_tiny("--tensorboard")
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_some_failures_in_a_batch_exit_3_and_are_named(cli, tmp_path):
     write_clip(tmp_path / "s/real/a.mp4")
     (tmp_path / "s/real/b.mp4").write_text("no video")
@@ -138,9 +191,28 @@ def test_some_failures_in_a_batch_exit_3_and_are_named(cli, tmp_path):
 def test_dry_runs_say_how_big_and_write_nothing(cli, clips, data, tmp_path):
     result = cli("prepare", clips, "--out", tmp_path / "d", "-n")
     assert result.exit_code == 0 and "18 videos and 0 pictures" in result.stdout
-    result = cli("train", "--preset", "qad-tiny", "--data", data, "--out", tmp_path / "r", "-n")
-    assert result.exit_code == 0 and "n_steps" in result.stdout
+    train = ("train", "--preset", "qad-tiny", "--data", data, "--out", tmp_path / "r", "-n")
+    shown = cli(*train, "--set", "image_size=64")
+    assert shown.exit_code == 0, shown.stderr
+    rows = [[part.strip() for part in line.split("│")] for line in shown.stdout.splitlines()]
+    assert ["", "optimizer.lr", "0.002", "default", ""] in rows
+    assert ["", "image_size", "64", "", ""] in rows  # the preset or --set chose it
+    assert ["", "train real samples", "16", ""] in rows  # four videos, four frames each
+    assert ["", "map of stride 8", "32 x 8 x 8", ""] in rows
+    assert "memory of each device, estimated" in shown.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_as_json_holds_the_preset_and_the_memory(cli, data, tmp_path):
+    train = ("train", "--preset", "bce-tiny", "--data", data, "--out", tmp_path / "r", "-n")
+    plan = json.loads(cli(*train, "--set", "image_size=64", "--weights", "none", "--json").stdout)
+    assert plan["preset"]["backbone"]["weights"] == "none"
+    assert plan["preset"]["method"] == {"name": "bce", "head": "linear"}
+    assert plan["n_steps"] == plan["steps_per_epoch"] * plan["preset"]["epochs"]
+    memory = plan["memory"]
+    parts = (memory[part] for part in ("weights", "optimizer", "average", "step"))
+    assert memory["total"] == sum(parts)
+    assert memory["is_finite"]
 
 
 def test_presets_are_listed_and_shown(cli):

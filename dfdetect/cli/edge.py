@@ -88,13 +88,16 @@ def say(message: str) -> None:
 
 
 def show(*renderables: Any) -> None:
-    """Results, on stdout; wide enough for every table where stdout is not a terminal."""
+    """Results, on stdout; wide enough for every table where stdout is not a terminal.
+
+    Plain strings are printed as they are, so that commands can be copied.
+    """
     from rich.console import Console
 
     console = Console(width=None if sys.stdout and sys.stdout.isatty() else 160, highlight=False)
     with _bar_aside():
         for renderable in renderables:
-            console.print(renderable, markup=False)
+            console.print(renderable, markup=False, soft_wrap=isinstance(renderable, str))
 
 
 def show_json(value: Any) -> None:
@@ -103,7 +106,7 @@ def show_json(value: Any) -> None:
         typer.echo(json.dumps(value, allow_nan=False))
 
 
-_bars: list[Any] = []  # the progress bar on screen, if there is one
+_bars: list[Any] = []  # the progress bar or view on screen, if there is one
 
 
 @contextmanager
@@ -116,13 +119,52 @@ def _bar_aside() -> Iterator[None]:
         bar.start()
 
 
+def is_watched(quiet: bool) -> bool:
+    """Whether stderr is a terminal, and nobody asked for quiet."""
+    return not quiet and sys.stderr.isatty()
+
+
+@contextmanager
+def below(view: Any) -> Iterator[None]:
+    """Draw a Rich renderable anew twice a second, below all that is printed meanwhile."""
+    screen = _Screen(view)
+    screen.start()
+    _bars.append(screen)
+    try:
+        yield
+    finally:
+        _bars.remove(screen)
+        screen.stop()
+
+
+class _Screen:
+    """Each start makes a new Live: one that is started again would erase what came between."""
+
+    def __init__(self, view: Any) -> None:
+        self._view = view
+
+    def start(self) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        console = Console(stderr=True)
+        self._live = Live(
+            self._view, console=console, refresh_per_second=2, transient=True,
+            redirect_stdout=False, vertical_overflow="crop",
+        )  # fmt: skip
+        self._live.start(refresh=True)
+
+    def stop(self) -> None:
+        self._live.stop()
+
+
 @contextmanager
 def progress(description: str, quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
     """A bar with ETA on stderr, if that is a terminal and nobody asked for quiet.
 
     Yields `update(n_done, n_total, text)`.
     """
-    if quiet or not sys.stderr.isatty():
+    if not is_watched(quiet):
         yield lambda done, total, text: None
         return
     from rich import progress as bars

@@ -1,6 +1,11 @@
 """dfdetect train"""
 
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from math import isfinite
 from pathlib import Path
+from statistics import median
 from typing import Annotated
 
 import typer
@@ -12,13 +17,16 @@ from dfdetect.cli.edge import (
     RUNTIME,
     Device,
     DryRun,
+    Json,
     Quiet,
-    progress,
+    below,
+    is_watched,
     say,
     show,
+    show_json,
     warn,
 )  # fmt: skip
-from dfdetect.errors import DfdetectError
+from dfdetect.errors import DfdetectError, printable
 
 
 def train(
@@ -47,8 +55,29 @@ def train(
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the run.", rich_help_panel=OUTPUT)],
+    tensorboard: Annotated[
+        bool,
+        typer.Option(
+            "--tensorboard",
+            help="Also write curves for TensorBoard, into OUT/tensorboard.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
     quiet: Quiet = False,
+    as_json: Json = False,
     device: Device = "auto",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Processes that load crops; default by the cores.",
+            rich_help_panel=RUNTIME,
+        ),
+    ] = None,
+    save_minutes: Annotated[
+        float,
+        typer.Option(min=0, help="Minutes between saved states, at most.", rich_help_panel=RUNTIME),
+    ] = 15.0,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out.", rich_help_panel=RUNTIME)
     ] = False,
@@ -69,6 +98,7 @@ def train(
     The best checkpoint on val becomes OUT/detector.safetensors; the test split is not read.
     """
     from dfdetect.presets import load_preset
+    from dfdetect.processes import processes
     from dfdetect.runs import stored_run
     from dfdetect.train import plan_training
     from dfdetect.train import train as verb
@@ -88,63 +118,95 @@ def train(
     else:
         recipe = load_preset(preset, overrides)
     if dry_run:
-        from dfdetect.reports.table import mapping_table
+        plan = plan_training(recipe, data, weights, allow_audit_fail, device)
+        if processes().is_main:
+            _show_plan(plan, as_json)
+        return
+    with _told(quiet or as_json, out / "tensorboard" if tensorboard else None) as tell:
+        summary = verb(
+            recipe, data, out, weights, device, resume, tell, allow_audit_fail, workers,
+            save_minutes,
+        )  # fmt: skip
+    if processes().is_main:  # the others know the same and keep silent
+        _show_end(summary, out, data, as_json)
 
-        plan = plan_training(recipe, data, weights, allow_audit_fail)
-        show(
-            mapping_table("preset", recipe.model_dump(mode="json")),
-            mapping_table("run", plan._asdict()),
+
+@contextmanager
+def _told(quiet: bool, curves: Path | None) -> Iterator[Callable[[dict], None]]:
+    """What hears of a run's events: a view on a terminal, else lines; TensorBoard; warnings."""
+    from dfdetect.processes import processes
+    from dfdetect.reports.live import TrainLines, TrainView
+    from dfdetect.reports.tensorboard import TensorBoard
+
+    is_main = processes().is_main
+    is_viewed = is_main and is_watched(quiet)
+    view, lines = TrainView(), TrainLines(steps=not is_viewed)
+    with ExitStack() as stack:
+        listeners: list[Callable[[dict], None]] = []
+        if curves and is_main:
+            listeners.append(stack.enter_context(TensorBoard(curves)))
+        if is_viewed:
+            stack.enter_context(below(view))
+            listeners.append(view.take)
+
+        def tell(event: dict) -> None:
+            for listener in listeners:
+                listener(event)
+            if event["kind"] == "warning":
+                warn(event["message"])
+            elif not quiet and (line := lines(event)):
+                say(line)
+
+        yield tell
+
+
+def _show_plan(plan, as_json: bool) -> None:
+    from dfdetect.methods import method_options
+    from dfdetect.reports.table import train_plan_tables
+
+    def preset(**which: bool) -> dict:
+        options = method_options(plan.preset)[1].model_dump(mode="json", **which)
+        content = plan.preset.model_dump(mode="json", **which)
+        return content | {"method": {"name": plan.preset.method.name} | options}
+
+    if not as_json:
+        show(train_plan_tables(plan, preset(), preset(exclude_defaults=True)))
+        return
+    memory = plan.memory._asdict() | {"total": plan.memory.total}
+    if not isfinite(memory["loss"]):
+        memory["loss"] = None
+    show_json({"schema_version": 1, **plan._asdict(), "preset": preset(), "memory": memory})
+
+
+def _show_end(summary, out: Path, data: list[Path], as_json: bool) -> None:
+    from dfdetect.checkpoint import read_info
+    from dfdetect.reports.table import train_summary
+    from dfdetect.runs import logged
+
+    info, ratios = read_info(summary.checkpoint), logged(out, "reg_ratio")
+    if as_json:
+        show_json(
+            {
+                "schema_version": 1,
+                "checkpoint": str(summary.checkpoint),
+                "n_steps": summary.n_steps,
+                "best_step": summary.best_step,
+                "elapsed_s": round(summary.elapsed_s, 2),
+                "val": summary.val,
+                "threshold": info.threshold,
+                "band": info.band,
+                "band_basis": info.band_basis,
+                "notes": info.data["notes"],
+                "reg_ratio_median": median(ratios) if ratios else None,
+            }
         )
         return
-    log = _Log(quiet)
-    with progress("train", quiet) as update:
-        log.update = update
-        summary = verb(recipe, data, out, weights, device, resume, log, allow_audit_fail)
-    _show_end(summary, out, data)
-
-
-class _Log:
-    """Turns training events into a bar, warnings and one line per validation."""
-
-    def __init__(self, quiet: bool) -> None:
-        self._quiet = quiet
-        self.update = lambda done, total, text: None
-
-    def __call__(self, event: dict) -> None:
-        if event["kind"] == "warning":
-            warn(event["message"])
-        elif event["kind"] == "note" and not self._quiet:
-            say(event["message"])
-        elif event["kind"] == "start" and not self._quiet:
-            begins = f"from step {event['step']}" if event["resumed"] else "from the start"
-            say(
-                f"{event['preset']} on {event['device']}: {event['train_samples']} samples, "
-                f"{event['n_steps']} steps, {begins}"
-            )
-        elif event["kind"] == "train":
-            terms = " ".join(f"{name} {value:.4f}" for name, value in event["terms"].items())
-            self.update(
-                event["step"],
-                event["n_steps"],
-                f"loss {event['loss']:.4f} ({terms}) lr {event['lr']:.1e}",
-            )
-        elif event["kind"] == "val" and not self._quiet:
-            frame = event["frame"]
-            best = ", best so far" if event["is_best"] else ""
-            say(
-                f"step {event['step']}/{event['n_steps']}: val frames AUC {frame['auc']:.3f} "
-                f"ACC {frame['accuracy']:.3f} "
-                f"(n {frame['n_real']}/{frame['n_fake']} real/fake, qualities pooled){best}"
-            )
-
-
-def _show_end(summary, out: Path, data: list[Path]) -> None:
-    frame, video = summary.val["frame"], summary.val["video"]
+    evaluate = ["dfdetect", "eval", str(out)]
+    for folder in data:
+        evaluate += ["--data", str(folder)]
     show(
-        f"{summary.n_steps} steps in {summary.elapsed_s:.0f} s; best at step {summary.best_step}: "
-        f"val AUC {frame['auc']:.3f} at frame level "
-        f"(n {frame['n_real']}/{frame['n_fake']} real/fake), "
-        f"{video['auc']:.3f} at video level (n {video['n_real']}/{video['n_fake']})",
-        f"{summary.checkpoint}",
-        f"next: dfdetect eval {out} --data {data[0]}",
+        train_summary(summary, info, ratios),
+        f"written to {printable(out)}: {summary.checkpoint.name}, preset.yaml, metrics.jsonl",
+        f"next: {shlex.join(evaluate)}",
+        f"next: {shlex.join(['dfdetect', 'scan', 'VIDEO', '--model', str(out)])}",
     )

@@ -270,7 +270,8 @@ def train_plan_tables(plan, resolved: Mapping[str, Any], chosen: Mapping[str, An
     run = Table(title="run", title_justify="left", show_header=False)
     for _ in range(2):
         run.add_column(overflow="fold")
-    for key, value in _flat(plan._asdict() | {"memory": {}, "tapped_maps": {}}):
+    numbers = {k: v for k, v in plan._asdict().items() if k.startswith(("n_", "steps", "counts"))}
+    for key, value in _flat(numbers):
         name = key.removeprefix("counts.").removeprefix("n_")
         run.add_row(name.replace("_", " "), f"{value:,}")
     for stride, (channels, height, width) in plan.tapped_maps.items():
@@ -289,31 +290,32 @@ def _memory_table(memory) -> RenderableType:
     table.add_row("  of it copies of perturbed weights", size(memory.perturbation))
     table.add_row("a step, for each sample", size(memory.step_per_sample))
     table.add_row("a step", size(memory.step), end_section=True)
-    table.add_row("at most", size(memory.total))
-    finite = "" if memory.is_finite else "; NOT FINITE, or a gradient is not"
-    return Group(table, Text(f"loss of the untrained network: {memory.loss:.4g}{finite}"))
+    table.add_row("in all", size(memory.total))
+    finite = "" if memory.is_finite else "; it or a gradient is NOT FINITE: this run would diverge"
+    return Group(table, Text(f"loss of a first step: {memory.loss:.4g}{finite}"))
 
 
 def train_summary(summary, info, gradient_ratios: Sequence[float]) -> Group:
     """How a run ended: `info` is the metadata of its checkpoint."""
     val = summary.val
     frame, video, by_quality = val["frame"], val["video"], val["by_quality"]
-    table = Table(title=f"val at step {summary.best_step}, the best", title_justify="left")
+    title = f"val at step {summary.best_step}, the best by {info.preset['select']}"
+    table = Table(title=title, title_justify="left")
     for heading in ("level", "quality"):
-        table.add_column(heading)
-    for heading in (*METRICS.values(), "n real/fake"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, overflow="fold")
+    for heading in ("AUC", "n real/fake"):
+        table.add_column(heading, justify="right", overflow="fold")
     for quality, auc in by_quality["auc"].items():
         n = f"{by_quality['n_real'][quality]}/{by_quality['n_fake'][quality]}"
-        table.add_row(by_quality["level"], printable(quality), f"{auc:.3f}", "-", "-", n)
-    pooled = [f"{frame[key]:.3f}" for key in METRICS]
-    table.add_row("frame", frame["qualities"], *pooled, f"{frame['n_real']}/{frame['n_fake']}")
-    n = f"{video['n_real']}/{video['n_fake']}"
-    table.add_row("video", video["qualities"], f"{video['auc']:.3f}", "-", "-", n)
+        table.add_row(by_quality["level"], printable(quality), f"{auc:.3f}", n)
+    for level, figures in (("frame", frame), ("video", video)):
+        n = f"{figures['n_real']}/{figures['n_fake']}"
+        table.add_row(level, figures["qualities"], f"{figures['auc']:.3f}", n)
     worked = timedelta(seconds=round(summary.elapsed_s))
     lines = [
         f"{summary.n_steps} steps, {worked} since it was started or resumed",
-        f"ACC at threshold 0.5; threshold for scans {info.threshold:.3f}; {info.band_basis}",
+        f"frames, pooled: ACC {frame['accuracy']:.3f} at threshold 0.5, EER {frame['eer']:.3f}",
+        f"scan: threshold {info.threshold:.3f}; {info.band_basis}",
         *(f"note: {printable(note)}" for note in info.data["notes"]),
     ]
     if gradient_ratios:
