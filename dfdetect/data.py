@@ -9,8 +9,10 @@ import atexit
 import math
 import os
 import signal
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import accumulate
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -261,11 +263,12 @@ def epoch_order(
         videos = _in_rounds(int(strata.videos.max()) + 1, shape, rng)
         return _random_members(strata.videos, videos, rng)
     groups = strata.labels if sampler == "class_balanced" else strata.domains
-    present, turns = np.unique(groups), np.arange(n_batches * batch_size)
+    present = np.unique(groups)
+    turns = np.arange(n_batches * batch_size).reshape(shape) % len(present)
     if batch_size < len(present):
-        turns = 1 + turns % (len(present) - 1)
-        turns[::batch_size] = 0
-    wanted = present[rng.permuted((turns % len(present)).reshape(shape), axis=1)]
+        fakes = np.arange(n_batches * (batch_size - 1)).reshape(n_batches, -1) % (len(present) - 1)
+        turns = np.pad(1 + fakes, ((0, 0), (1, 0)))
+    wanted = present[rng.permuted(turns, axis=1)]
     return _random_members(groups, wanted, rng)
 
 
@@ -326,7 +329,7 @@ class Loader(Generic[T]):
         running: dict[str, Any] = {
             "multiprocessing_context": "spawn",
             "persistent_workers": True,
-            "worker_init_fn": _be_one_thread,
+            "worker_init_fn": _settle,
         }
         self._batches = DataLoader(
             _Delivery(dataset),
@@ -356,7 +359,8 @@ class Loader(Generic[T]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        died = [worker.exitcode for worker in self._workers if worker.exitcode]
+        codes = [worker.exitcode for worker in self._workers]
+        died = [code for code in codes if code is not None]
         self.close()
         # Torch tells of a death wherever the program happens to be, by a signal handler.
         if died and isinstance(error, Exception) and not isinstance(error, DfdetectError):
@@ -367,7 +371,8 @@ class Loader(Generic[T]):
         atexit.unregister(self.close)
         if self._workers:
             # Torch waits for the last reference to go, and a traceback may hold one.
-            self._running._shutdown_workers()
+            with suppress(RuntimeError):  # one that died is told of again
+                self._running._shutdown_workers()
         for worker in self._workers:
             if worker.is_alive():
                 worker.kill()
@@ -451,8 +456,9 @@ def _crop_faults(paths: Sequence[str]) -> list[str]:
     faults = []
     for path in paths:
         try:
-            if not os.stat(path).st_size:
-                faults.append(f"{path} (empty)")
+            found = os.stat(path)
+            if not stat.S_ISREG(found.st_mode) or not found.st_size:
+                faults.append(f"{path} ({'no file' if found.st_size else 'empty'})")
         except FileNotFoundError:
             faults.append(f"{path} (missing)")
         except OSError as error:
@@ -498,8 +504,10 @@ class _Delivery(Dataset):
             return error
 
 
-def _be_one_thread(worker: int) -> None:
+def _settle(worker: int) -> None:
     cv2.setNumThreads(1)  # torch does the same to itself
+    # A batch may be on its way in a thread, which Python would end inside C++: that aborts.
+    atexit.register(os._exit, 0)
 
 
 def _died(exit_code: int) -> DfdetectError:
