@@ -105,14 +105,18 @@ def precise(x: Tensor) -> Tensor:
 
 def gradient_ratio(
     regulariser: Tensor, classification: Tensor, at: Tensor, scale: float = 1.0
-) -> Tensor:
-    """|d regulariser / dZ| / |d classification / dZ| at the features Z.
+) -> dict[str, Tensor]:
+    """{"reg_ratio": |d regulariser / dZ| / |d classification / dZ|} at the features Z.
 
-    `scale` multiplies both losses on the way, so that half-precision gradients do not underflow.
+    Empty if the classification does not pass through Z: the taps of a compiled network are outputs
+    of it beside the last map. `scale` multiplies both losses on the way, so that half-precision
+    gradients do not underflow.
     """
-    norms = [
+    gradients = [
         torch.autograd.grad(loss * scale, at, retain_graph=True, allow_unused=True)[0]
         for loss in (regulariser, classification)
     ]
-    over, under = (g.float().norm() if g is not None else at.new_zeros(()) for g in norms)
-    return over / under.clamp_min(1e-30)
+    if gradients[1] is None:
+        return {}
+    over, under = (g.float().norm() if g is not None else at.new_zeros(()) for g in gradients)
+    return {"reg_ratio": over / under.clamp_min(1e-30)}

@@ -185,7 +185,7 @@ class Did(base.Method):
             total = total - o.lambda_dec * information
             notes["mutual_information"] = information.detach()
             if self.measure and self.beta > 0:
-                notes["reg_ratio"] = base.gradient_ratio(
+                notes |= base.gradient_ratio(
                     o.lambda_dec * information, o.lambda_cls * cls, maps.whole, self.loss_scale()
                 )
         weights = (o.lambda_dec, o.lambda_cls, o.lambda_dom)

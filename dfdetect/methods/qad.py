@@ -201,7 +201,7 @@ class Qad(base.Method):
             self._move_centres(taps, batch.labels)
         notes = {}
         if self.measure and taps and loss.l2.requires_grad:
-            notes["reg_ratio"] = base.gradient_ratio(
+            notes |= base.gradient_ratio(
                 o.weight * loss.l2, loss.l1, maps[-1], self.loss_scale()
             )
         terms = {"soft" if o.collab.startswith("soft") else "ce": loss.l1.detach()}
