@@ -200,7 +200,8 @@ class _Run:
         if accelerator.scaler:
             self.method.loss_scale = accelerator.scaler.get_scale
         self.crops = _paired(preset, rows)
-        self.batch_size = max(2, min(preset.batch_size, len(self.crops) // self.n_ranks))
+        whole_parts = len(self.crops) // self.n_ranks // preset.accumulate * preset.accumulate
+        self.batch_size = max(2 * preset.accumulate, min(preset.batch_size, whole_parts))
         self.steps_per_epoch = _steps_per_epoch(preset, len(self.crops), self.n_ranks)
         self.n_steps = self.steps_per_epoch * preset.epochs
         self.validate_every = max(1, self.steps_per_epoch // preset.validate_per_epoch)
