@@ -126,7 +126,7 @@ def is_watched(quiet: bool) -> bool:
 
 @contextmanager
 def below(view: Any) -> Iterator[None]:
-    """Draw a Rich renderable anew twice a second, below all that is printed meanwhile."""
+    """Draw a Rich renderable anew each second, below all that is printed meanwhile."""
     screen = _Screen(view)
     screen.start()
     _bars.append(screen)
@@ -149,7 +149,7 @@ class _Screen:
 
         console = Console(stderr=True)
         self._live = Live(
-            self._view, console=console, refresh_per_second=2, transient=True,
+            self._view, console=console, refresh_per_second=1, transient=True,
             redirect_stdout=False, vertical_overflow="crop",
         )  # fmt: skip
         self._live.start(refresh=True)
