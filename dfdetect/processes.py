@@ -7,12 +7,15 @@ torch.distributed, so that methods and scoring need no accelerate.
 
 import atexit
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from dfdetect.errors import DfdetectError
 
 
 class Processes(NamedTuple):
@@ -70,6 +73,19 @@ def objects_of_all(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """A DfdetectError of any process inside is raised by all: none waits for one that is gone."""
+    error = None
+    try:
+        yield
+    except DfdetectError as raised:
+        error = raised
+    for found in objects_of_all(error):
+        if found:
+            raise found
 
 
 def share_of(items: Sequence[Any], who: Processes | None = None) -> Sequence[Any]:

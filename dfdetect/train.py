@@ -9,7 +9,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +36,7 @@ from dfdetect.footprint import LARGE, Footprint, measure
 from dfdetect.methods import StepLoss, make_method, method_options
 from dfdetect.optim import make_optimizer, make_scheduler, moving_average
 from dfdetect.presets import Preset
-from dfdetect.processes import join, share_of
+from dfdetect.processes import join, share_of, together
 from dfdetect.results import Prediction, Scorer
 from dfdetect.runs import (
     State,
@@ -149,23 +149,21 @@ def train(
     warn = _teller(on_event, "warning") if who.is_main else lambda message: None
     for note in rows.notes:
         warn(note)
-    # One process owns the folder; the others wait until it has been opened.
-    with folder_lock(out) if who.is_main else nullcontext():
-        accelerator = _accelerator(preset, device)
-        if who.is_main:
-            for difference in refuse_other_run(out, preset, rows, who.n, resume):
-                warn(difference)
-        state = load_state(out, preset, warn) if resume and who.is_main else None
-        accelerator.wait_for_everyone()
-        if resume and not who.is_main:
-            state = load_state(out, preset, warn)
-        run = _Run(preset, rows, out, accelerator, state, on_event, workers, save_minutes)
-        if who.is_main:
-            if resume:
+    with ExitStack() as stack:
+        with together():  # one process owns the folder
+            if who.is_main:
+                stack.enter_context(folder_lock(out))
+                for difference in refuse_other_run(out, preset, rows, who.n, resume):
+                    warn(difference)
+        with together():
+            state = load_state(out, preset, warn) if resume else None
+            accelerator = _accelerator(preset, device)
+            run = _Run(preset, rows, out, accelerator, state, on_event, workers, save_minutes)
+        with together():
+            if who.is_main and resume:
                 forget_after(out, state)
-            else:
+            elif who.is_main:
                 begin_run(out, preset, data, rows, who.n, allow_audit_fail)
-        accelerator.wait_for_everyone()
         return run.go()
 
 

@@ -13,6 +13,7 @@ import torch
 
 from dfdetect import processes
 from dfdetect import train as verb
+from dfdetect.errors import DfdetectError
 from dfdetect.evaluate import evaluate
 from dfdetect.presets import load_preset
 
@@ -59,12 +60,18 @@ def main(data: Path, out: Path) -> None:
     for name in CASES:
         train_case(name, data, out, PER_PROCESS)
     result = evaluate(out / "bce" / str(PER_PROCESS), [data], device="cpu", out=out / "eval")
+    try:
+        train_case("bce", data, out, PER_PROCESS)  # there is a run already: the first refuses
+        refusal = ""
+    except DfdetectError as error:
+        refusal = error.message
     here = torch.arange(6.0).reshape(3, 2) + 100 * who.rank
     here.requires_grad_()
     rows = processes.rows_of_all(here)
     (rows.square().sum() / 2).backward()
     held = {
         "cells": [asdict(cell) for cell in result.cells],
+        "refusal": refusal,
         "rank": who.rank,
         "n": who.n,
         "rows": rows.tolist(),
@@ -134,11 +141,12 @@ def test_eval_in_two_processes_is_eval_in_one(two, data):
     )
 
 
-def test_rows_means_and_shares_of_two_processes(two):
+def test_rows_means_shares_and_refusals_of_two_processes(two):
     held = [json.loads((two / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     rows = [[0, 1], [2, 3], [4, 5], [100, 101], [102, 103], [104, 105]]
     for rank, one in enumerate(held):
         assert (one["rank"], one["n"]) == (rank, 2)
+        assert one["refusal"].endswith("holds a run already")
         assert one["rows"] == rows
         # d/dx of (x^2)/2, asked for by the losses of both
         assert one["gradient"] == [[2 * x for x in row] for row in rows[3 * rank : 3 * rank + 3]]
