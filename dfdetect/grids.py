@@ -113,7 +113,7 @@ def load_grid(name: str) -> Grid:
 
 
 def expand(grid: Grid, weights: str | None = None) -> list[GridCell]:
-    """Every cell of `grid`, in its order; `weights` replaces the choice of every preset.
+    """Every cell of `grid`, seed by seed; `weights` replaces the choice of every preset.
 
     Errors: DfdetectError for a cell without a preset, an option that its preset does not have, or
     two cells of one name.
@@ -122,9 +122,9 @@ def expand(grid: Grid, weights: str | None = None) -> list[GridCell]:
     combinations = [dict(zip(grid.axes, v, strict=True)) for v in product(*grid.axes.values())]
     cells = [
         _cell(grid, name, choice, axes, seed, weights)
+        for seed in grid.seeds or [None]  # first, so that an unfinished sweep compares something
         for name, choice in choices.items()
         for axes in combinations
-        for seed in grid.seeds or [None]
     ]
     names = [cell.name for cell in cells]
     if twice := [name for name in names if names.count(name) > 1]:

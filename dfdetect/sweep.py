@@ -104,11 +104,18 @@ class _Task(NamedTuple):
 
 
 def plan_sweep(
-    grid: Grid, data: Sequence[Path], out: Path, weights: str | None = None
+    grid: Grid,
+    data: Sequence[Path],
+    out: Path,
+    weights: str | None = None,
+    only: Sequence[str] = (),
 ) -> list[CellState]:
-    """Every cell and how far it has come; writes nothing. Errors: as `sweep`, before any work."""
+    """The cells `sweep` would look at and how far they have come; writes nothing.
+
+    Errors: as `sweep`, before any work.
+    """
     cells, task = _checked(grid, data, weights, False)
-    return [_state(out / cell.name, cell, task) for cell in cells]
+    return [_state(out / cell.name, cell, task) for cell in _chosen(cells, only)]
 
 
 def sweep(
@@ -132,9 +139,7 @@ def sweep(
     for device in devices:
         choose_device(device)
     cells, task = _checked(grid, data, weights, allow_audit_fail)
-    chosen = {cell.name for cell in cells if _matches(cell.name, only)}
-    if not chosen:
-        raise unknown("cell for --only", ", ".join(only), [cell.name for cell in cells])
+    chosen = _chosen(cells, only)
     with folder_lock(out):
         sweep_unfinished(out)
         states = {cell.name: _state(out / cell.name, cell, task) for cell in cells}
@@ -142,7 +147,7 @@ def sweep(
             if state.status == "finished":
                 states[name] = _with_figures(out / name, state)
         write_whole(out / "sweep.yaml", _resolved(grid, cells))
-        todo = [s.cell for s in states.values() if s.status != "finished" and s.cell.name in chosen]
+        todo = [cell for cell in chosen if states[cell.name].status != "finished"]
         write_whole(out / "sweep.csv", _as_csv(result := _result(grid, states)))
         with closing(_run(todo, task, out, devices, on_event)) as ended:
             for state in ended:
@@ -178,7 +183,11 @@ def _state(folder: Path, cell: GridCell, task: _Task) -> CellState:
     """Errors: DfdetectError for a cell that was trained with other options or on other data."""
     begun = (folder / "run.json").exists()
     if begun:
-        refuse_other_preset(folder, cell.recipe)
+        try:
+            refuse_other_preset(folder, cell.recipe)
+        except DfdetectError as error:
+            hint = "give the cell another name, delete its folder, or choose another --out"
+            raise DfdetectError(error.message, hint) from error
     noted = _noted(folder)
     if noted.get("status") == "failed":
         return CellState(cell, "failed", noted["error"])
@@ -207,8 +216,13 @@ def _noted(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
+def _chosen(cells: Sequence[GridCell], only: Sequence[str]) -> list[GridCell]:
+    """Errors: DfdetectError for a pattern that fits no cell."""
+    names = [cell.name for cell in cells]
+    for pattern in only:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise unknown("cell for --only", pattern, names)
+    return [c for c in cells if not only or any(fnmatchcase(c.name, p) for p in only)]
 
 
 def _resolved(grid: Grid, cells: Sequence[GridCell]) -> str:

@@ -81,3 +81,56 @@ def test_the_probe_finds_a_label_in_a_category_and_none_in_noise():
     assert metrics.probe_auc(noise, [()] * 80, labels, groups).auc < 0.65
     with pytest.raises(DfdetectError, match="1 real groups for 5 folds"):
         metrics.probe_auc(none, codec, labels, [str(y) for y in labels])
+
+
+def test_a_resampled_auc_is_that_of_the_rows_repeated_as_drawn():
+    rng = np.random.default_rng(4)
+    scores, labels = rng.integers(0, 6, 40).astype(float), rng.integers(0, 2, 40)  # many ties
+    clusters = [f"video {i}" for i in rng.integers(0, 8, 40)]
+    resamples = metrics.resample(clusters, rounds=30, seed=1)
+    assert resamples.counts.shape == (30, 8) and (resamples.counts.sum(1) == 8).all()
+    aucs = metrics.resampled_aucs(scores, labels, clusters, resamples)
+    for found, count in zip(aucs, resamples.counts, strict=True):
+        times = dict(zip(resamples.clusters.tolist(), count, strict=True))
+        rows = [i for i, name in enumerate(clusters) for _ in range(times[name])]
+        assert found == pytest.approx(metrics.auc(scores[rows], labels[rows]), abs=1e-12)
+
+
+def test_rounds_of_a_single_class_are_skipped_and_counted():
+    scores, labels, clusters = [0.1, 0.2, 0.9], [0, 0, 1], ["a", "b", "c"]
+    resamples = metrics.resample(clusters, rounds=500, seed=0)
+    aucs = metrics.resampled_aucs(scores, labels, clusters, resamples)
+    single = [count[2] in (0, 3) for count in resamples.counts]
+    assert np.isnan(aucs).tolist() == single
+    found = metrics.interval(aucs)
+    assert (found.low, found.high, found.n_skipped) == (1.0, 1.0, sum(single))
+    assert metrics.interval(np.full(3, np.nan)) is None
+
+
+def test_more_crops_of_the_same_videos_make_no_interval_narrower():
+    rng = np.random.default_rng(6)
+    labels = np.arange(40) % 2
+    scores, clusters = rng.normal(labels), [str(i) for i in range(40)]
+    once, often = (
+        metrics.interval(
+            metrics.resampled_aucs(
+                np.repeat(scores, n), np.repeat(labels, n), np.repeat(clusters, n),
+                metrics.resample(clusters),
+            )
+        )
+        for n in (1, 20)
+    )  # fmt: skip
+    assert once == pytest.approx(often)
+
+
+def test_the_interval_holds_the_true_auc_about_as_often_as_it_says():
+    """Fakes are shifted by 1 standard deviation: AUC = Phi(1 / sqrt 2) = 0.7602."""
+    rng, held = np.random.default_rng(8), 0
+    labels = np.arange(80) % 2
+    clusters = [str(i) for i in range(80)]
+    resamples = metrics.resample(clusters, rounds=200)
+    for _ in range(150):
+        aucs = metrics.resampled_aucs(rng.normal(labels), labels, clusters, resamples)
+        low, high, _ = metrics.interval(aucs)
+        held += low <= 0.7602 <= high
+    assert 0.88 < held / 150 < 0.99

@@ -79,7 +79,7 @@ def sweep(
 
     chosen = load_grid(grid)
     if dry_run:
-        states = plan_sweep(chosen, data, out, weights)
+        states = plan_sweep(chosen, data, out, weights, only)
         rows = [(s.cell.name, s.cell.preset, " ".join(s.cell.overrides), s.status) for s in states]
         show(
             rows_table(
