@@ -201,9 +201,7 @@ class Qad(base.Method):
             self._move_centres(taps, batch.labels)
         notes = {}
         if self.measure and taps and loss.l2.requires_grad:
-            notes |= base.gradient_ratio(
-                o.weight * loss.l2, loss.l1, maps[-1], self.loss_scale()
-            )
+            notes |= base.gradient_ratio(o.weight * loss.l2, loss.l1, maps[-1], self.loss_scale())
         terms = {"soft" if o.collab.startswith("soft") else "ce": loss.l1.detach()}
         total = loss.l1
         if needs_taps:
