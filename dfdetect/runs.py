@@ -15,10 +15,11 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 import yaml
+from torch import Tensor
 
 from dfdetect.checkpoint import versions
 from dfdetect.errors import DfdetectError, ExitCode
@@ -30,7 +31,27 @@ STATE_FORMAT = 1
 KEPT_STATES = 2
 _MAGIC = b"dfdetect training state\n"
 
-State = dict[str, Any]
+
+class State(TypedDict):
+    """Everything that the next step depends on. `method`, `average` and so on are state_dicts;
+    `validated` is the step of the last validation, `best_info` the CheckpointInfo of a best
+    checkpoint that is written right after this state."""
+
+    preset: dict[str, Any]
+    method: dict[str, Tensor]
+    average: dict[str, Tensor] | None
+    optimizer: dict[str, Any]
+    scheduler: dict[str, Any]
+    scaler: dict[str, Any] | None
+    rng: Tensor
+    cuda_rng: Tensor | None
+    step: int
+    validated: int
+    best_key: tuple[float, float] | None
+    best: dict[str, Any]
+    best_info: dict[str, Any] | None
+    metrics_bytes: int
+    n_threads: int
 
 
 class StoredRun(NamedTuple):
@@ -67,7 +88,7 @@ def begin_run(
         out / "run.json",
         {
             "data": [str(folder.resolve()) for folder in data],
-            "fingerprint": rows.fingerprint,
+            **_identity(rows),
             "n_processes": n_processes,
             "versions": dict(versions()),
             "audit_fail_allowed": allow_audit_fail,
@@ -100,12 +121,12 @@ def refuse_other_run(
         return []
     refuse_other_preset(out, preset)
     stored = read_json(out / "run.json")
-    if stored["fingerprint"] != rows.fingerprint:
-        raise DfdetectError(
-            f"{out}: the run began on data {stored['fingerprint']}, "
-            f"these folders hold {rows.fingerprint}",
-            "resume on the data it began with",
-        )
+    for name, now in _identity(rows).items():
+        if (then := stored.get(name, now)) != now:
+            raise DfdetectError(
+                f"{out}: the run began on data of {name} {then}, these folders hold {now}",
+                "resume on the data it began with",
+            )
     if stored["n_processes"] != n_processes:
         raise DfdetectError(
             f"{out}: the run began with {stored['n_processes']} processes, now there are "
@@ -117,6 +138,16 @@ def refuse_other_run(
         for name, now in versions().items()
         if (then := stored["versions"].get(name)) != now
     ]
+
+
+def _identity(rows: TrainingData) -> dict[str, Any]:
+    """What tells data apart that a run may not change between: its rows, the order of the classes
+    that a method learns, and how its crops were cut."""
+    return {
+        "fingerprint": rows.fingerprint,
+        "classes": rows.domains,
+        "crop": rows.crop.model_dump(mode="json"),
+    }
 
 
 def refuse_other_preset(out: Path, preset: Preset) -> None:
@@ -158,17 +189,22 @@ def load_state(out: Path, preset: Preset, on_warning: Callable[[str], None]) -> 
 
     Damaged states are named by `on_warning` and passed over.
 
-    Errors: DfdetectError with ExitCode.ENVIRONMENT if there are states and all are damaged.
+    Errors: DfdetectError with ExitCode.ENVIRONMENT, naming the newest and what is wrong with it,
+    if there are states and all are damaged.
     """
-    states = _states(out)
-    for path in states:
+    damages: list[str] = []
+    for path in _states(out):
         try:
-            return _read_state(path, preset)
+            state = _read_state(path, preset)
         except _Damaged as damage:
-            on_warning(f"{path}: {damage}; going on from the state before it")
-    if states:
+            damages.append(f"{path}: {damage}")
+            continue
+        for damage in damages:
+            on_warning(f"{damage}; going on from the state before it")
+        return state
+    if damages:
         raise DfdetectError(
-            f"{states[0]}: damaged, and so is every state before it",
+            f"{damages[0]}, and no state before it is whole",
             "start again with another --out; the best checkpoint so far can still be used",
             ExitCode.ENVIRONMENT,
         )
@@ -233,16 +269,18 @@ def _read_state(path: Path, preset: Preset) -> State:
         raise _Damaged(f"damaged ({len(content)} bytes, its hash does not fit)")
     try:  # weights_only: a file with code in it is refused, not run
         state = torch.load(io.BytesIO(content[rest:]), map_location="cpu", weights_only=True)
-        written_by = state["format"]
-        state_preset = state["preset"]
-        tensors = state["method"].values()
+        written_by = state.pop("format")
+        lacks = State.__required_keys__ - state.keys()
     except Exception as error:  # torch raises many kinds
         cause = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise _Damaged(f"not a training state ({cause})") from error
     if written_by != STATE_FORMAT:
         raise _Damaged(f"has format {written_by}, this dfdetect reads {STATE_FORMAT}")
-    if state_preset != preset.model_dump(mode="json"):
+    if lacks:
+        raise _Damaged(f"lacks {', '.join(sorted(lacks))}")
+    if state["preset"] != preset.model_dump(mode="json"):
         raise _Damaged("belongs to another run")
+    tensors = [*state["method"].values(), *(state["average"] or {}).values()]
     if not all(torch.isfinite(t).all() for t in tensors if t.is_floating_point()):
         raise _Damaged("holds weights that are not finite")
     return state

@@ -260,7 +260,7 @@ def test_a_state_of_another_run_or_with_code_in_it_is_passed_over(straight, tmp_
     assert not (tmp_path / "canary").exists()
     assert len(warnings) == 3 and all("state-00000006.pt: " in w for w in warnings)
     other = load_preset("qad-tiny")
-    with pytest.raises(DfdetectError, match="and so is every state before it"):
+    with pytest.raises(DfdetectError, match="no state before it is whole"):
         load_state(straight, other, warnings.append)
     assert "belongs to another run" in warnings[-1]
 

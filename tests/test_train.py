@@ -175,7 +175,7 @@ def test_a_damaged_state_costs_the_steps_since_the_one_before_it(run, tmp_path):
 def test_a_run_of_which_every_state_is_damaged_is_refused_by_name(run, tmp_path):
     copy = damaged(run, tmp_path / "run", "state-00000008.pt", "state-00000004.pt")
     preset, folders = stored_run(copy)
-    with pytest.raises(DfdetectError, match=r"state-00000008\.pt: damaged, and so is") as caught:
+    with pytest.raises(DfdetectError, match=r"state-00000008\.pt: damaged \(1000 bytes") as caught:
         train(preset, folders, copy, device="cpu", resume=True)
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
 
