@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dfdetect.errors import DfdetectError, ExitCode
+from dfdetect.errors import MOST_NAMED, DfdetectError, ExitCode
 from dfdetect.files import write_whole
 from dfdetect.quality import Quality
 
@@ -141,13 +141,16 @@ def write_part(data: Path, video_id: str, rows: Sequence[Mapping]) -> None:
 def read_table(data: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """All parts of a prepared folder as one table, with all columns or those named.
 
-    Errors: DfdetectError if the folder holds no manifest, or a part is damaged.
+    Errors: DfdetectError if the folder holds no manifest, or a part is damaged or without rows.
     """
     parts = sorted((data / "manifest").glob("*.parquet"))
     if not parts:
         hint = "make it with `dfdetect prepare SOURCE --out DATA`"
         raise DfdetectError(f"{data}: not a prepared data folder (no manifest in it)", hint)
     tables = [read_part(part, columns) for part in parts]
+    for part, table in zip(parts, tables, strict=True):
+        if not table.num_rows:
+            raise DfdetectError(f"{part}: holds no rows", "run prepare with --repair")
     return pa.concat_tables(tables)
 
 
@@ -181,21 +184,46 @@ def read_samples(data: Path, split: str | None = None, prefix: str = "") -> list
     """Rows of a prepared folder, crops as absolute paths, sorted by sample and quality.
 
     `prefix` goes before sample and video ids, so that rows of several folders stay apart.
+
+    Errors: one DfdetectError for all rows that cannot be right, naming the first 20.
     """
-    table = read_table(data)
     names = [name for name in Sample._fields if name in SCHEMA.names]
+    rows = read_table(data, names).to_pylist()
+    seen: set[tuple[str, str]] = set()
+    if faults := [fault for row in rows if (fault := _row_fault(row, seen))]:
+        more = f" and {len(faults) - MOST_NAMED} more" if len(faults) > MOST_NAMED else ""
+        raise DfdetectError(
+            f"{data}: {len(faults)} of {len(rows)} rows of the manifest cannot be right: "
+            f"{', '.join(faults[:MOST_NAMED])}{more}",
+            "run prepare with --repair",
+        )
     samples = []
-    for row in table.select(names).to_pylist():
+    for row in rows:
         if split is not None and row["split"] != split:
             continue
-        relative = PurePosixPath(row["path"])
-        if relative.is_absolute() or ".." in relative.parts:
-            raise DfdetectError(f"{data}: the manifest names a file outside the folder: {relative}")
-        row["path"] = data / relative
+        row["path"] = data / PurePosixPath(row["path"])
         row["identities"] = tuple(row["identities"] or ())
         row["sample_id"], row["video_id"] = prefix + row["sample_id"], prefix + row["video_id"]
         samples.append(Sample(**row))
     return sorted(samples, key=lambda s: (s.sample_id, s.quality))
+
+
+def _row_fault(row: Mapping, seen: set[tuple[str, str]]) -> str:
+    """Which crop, and what is wrong with its row, or empty; `seen` are (sample, quality) so far."""
+    relative, key = PurePosixPath(row["path"] or ""), (row["sample_id"], row["quality"])
+    if relative.is_absolute() or ".." in relative.parts:
+        return f"{relative} (outside the folder)"
+    for name in ("path", "sample_id", "video_id", "quality"):
+        if row[name] is None:
+            return f"{row['path'] or row['sample_id']} (no {name})"
+    if row["label"] not in (0, 1):
+        return f"{relative} (label {row['label']}, neither 0 nor 1)"
+    if row["split"] not in SPLITS:
+        return f"{relative} (split {row['split']!r})"
+    if key in seen:
+        return f"{relative} (twice)"
+    seen.add(key)
+    return ""
 
 
 def fingerprint(samples: Iterable[Sample]) -> str:

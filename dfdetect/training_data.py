@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dfdetect.audit import LEAKS, Finding, audit
-from dfdetect.data import at_qualities
+from dfdetect.data import at_qualities, check_crops
 from dfdetect.errors import DfdetectError
 from dfdetect.faces import CropRecipe
 from dfdetect.files import read_json
@@ -41,9 +41,9 @@ def load_training_data(
 ) -> TrainingData:
     """Train and val rows of all folders.
 
-    Errors: DfdetectError for different crop recipes, a missing quality, one class only, an
-    identity in train and val (a note instead, where prepare was told to accept that), a FAIL of
-    the audit's short form (a note instead, with `allow_audit_fail`).
+    Errors: DfdetectError for different crop recipes, a missing quality, one class only, crops that
+    are missing or empty, an identity in train and val (a note instead, where prepare was told to
+    accept that), a FAIL of the audit's short form (a note instead, with `allow_audit_fail`).
     """
     crops, rows, notes, strict_pairs, no_calls = {}, [], [], [], ""
     for number, folder in enumerate(data):
@@ -94,6 +94,7 @@ def load_training_data(
                 f"{', '.join(map(str, data))}: the {name} split has {has}",
                 "both classes are needed; add videos or give other --splits to prepare",
             )
+    check_crops([*train_rows, *val_rows])
     failed = _audited(data, allow_audit_fail)
     notes += [f"accepted although the audit says FAIL: {f.name}: {f.message}" for f in failed]
     if not no_calls and (leaked := [f.name for f in failed if f.name in LEAKS]):

@@ -95,6 +95,33 @@ def test_a_manifest_cannot_point_outside_its_folder(tmp_path):
         read_samples(tmp_path)
 
 
+def test_every_row_that_cannot_be_right_is_named_at_once(tmp_path):
+    good = {"video_id": "v", "label": 0, "split": "test", "quality": "raw"}
+    rows = [good | {"path": f"{i}.png", "sample_id": f"s{i}"} for i in range(26)]
+    write_part(tmp_path, "v", rows)
+    assert len(read_samples(tmp_path)) == 26
+    wrong = {"label": 7}, {"label": None}, {"split": "tran"}, {"quality": None}, {"sample_id": "s9"}
+    for row, change in zip(rows, wrong, strict=False):
+        row |= change
+    write_part(tmp_path, "v", rows)
+    with pytest.raises(DfdetectError) as caught:
+        read_samples(tmp_path)
+    assert caught.value.message == (
+        f"{tmp_path}: 5 of 26 rows of the manifest cannot be right: 0.png (label 7, neither 0 nor "
+        "1), 1.png (label None, neither 0 nor 1), 2.png (split 'tran'), 3.png (no quality), "
+        "9.png (twice)"
+    )
+    write_part(tmp_path, "v", [row | {"label": 7} for row in rows])
+    with pytest.raises(DfdetectError, match=r"26 of 26 rows .* 19\.png \(.*\) and 6 more$"):
+        read_samples(tmp_path)
+
+
+def test_a_part_without_rows_is_named(tmp_path):
+    write_part(tmp_path, "v", [])
+    with pytest.raises(DfdetectError, match=r"manifest/v-.*\.parquet: holds no rows"):
+        read_samples(tmp_path)
+
+
 def test_a_damaged_part_is_named(tmp_path):
     write_part(tmp_path, "v", [{"path": "p", "sample_id": "s", "video_id": "v", "label": 0}])
     (part,) = (tmp_path / "manifest").glob("*.parquet")

@@ -113,10 +113,12 @@ class Place:
         """A run in this process, which is quicker to start."""
         return in_this_process(*self.arguments(out, *more, kind=kind))
 
-    def arguments(self, out: Path, *more: object, kind: str = "qad") -> list[object]:
+    def arguments(
+        self, out: Path, *more: object, kind: str = "qad", data: Path | None = None
+    ) -> list[object]:
         preset, overrides, options = KINDS[kind]
         sets = [part for override in overrides for part in ("--set", override)]
-        where = ("--data", self.data, "--out", out, "--device", "cpu")
+        where = ("--data", data or self.data, "--out", out, "--device", "cpu")
         return ["train", "--preset", preset, *sets, *where, *options, *more]
 
     def preset(self, kind: str = "qad") -> Preset:
@@ -553,10 +555,7 @@ def other_than_before(place: Place, number: int, rng: random.Random) -> None:
         (warning,) = warnings_of(ended)
         assert "1 threads before, now with 2: not bit-identical" in warning
         return
-    arguments = place.arguments(out, "--data", copy, "--resume", *more)
-    if copy != place.data:
-        arguments.remove(place.data)
-        arguments.remove("--data")
+    arguments = place.arguments(out, "--resume", *more, data=copy)
     refused(in_this_process(*arguments), code, *words)
     assert tree(out) == before, "a refused run was changed"
 
@@ -672,20 +671,20 @@ DATA_FAULTS = {
     ),
     "a row twice": DataFault(_rows(lambda rows: [*rows, rows[0]]), ("twice",)),
     "a video twice": DataFault(_second_part(), ("twice",)),
-    "a video in two splits": DataFault(_second_part(split="test"), ("more than one split",)),
+    "a video in two splits": DataFault(_second_part(split="test"), ("twice",)),
     "a file under two names in two splits": DataFault(
         _second_part(split="val", video_id="copy", identities=["copy"]), ("audit says FAIL",)
     ),
     "an empty part": DataFault(
         lambda data: _part(data).write_bytes(b"") and None, ("damaged manifest part",)
     ),
-    "a part without rows": DataFault(_rows(lambda rows: []), ("no rows",)),
+    "a part without rows": DataFault(_rows(lambda rows: []), ("holds no rows",)),
     "one class": DataFault(
         lambda data: edit(data, lambda row: row | {"label": 0, "manipulation": "real"}),
         ("the train split has only real crops",),
     ),
-    "label 7": DataFault(_first_row(label=7), ("label",)),
-    "no label": DataFault(_first_row(label=None), ("label",)),
+    "label 7": DataFault(_first_row(label=7), ("label 7",)),
+    "no label": DataFault(_first_row(label=None), ("label None",)),
     "a text, CRLF and BOM": DataFault(_as_text, ("damaged manifest part",)),
     "a column missing": DataFault(_without_column, ("no column track_id",)),
     "another picture under a crop's name": DataFault(
@@ -724,9 +723,7 @@ def data_fault(place: Place, number: int, rng: random.Random) -> None:
         clean(ended, fault.code)
         assert all(word in ended.out for word in fault.words), ended.out
         return
-    arguments = place.arguments(out)
-    arguments[arguments.index(place.data)] = data
-    refused(in_this_process(*arguments), fault.code, str(data), *fault.words)
+    refused(in_this_process(*place.arguments(out, data=data)), fault.code, str(data), *fault.words)
     assert not (out / "run.json").exists(), "a run was begun"
 
 
