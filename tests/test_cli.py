@@ -13,7 +13,7 @@ from conftest import clip, write_clip
 from dfdetect.files import write_whole
 from dfdetect.video import write_video
 
-COMMANDS = ("prepare", "audit", "train", "eval", "scan", "presets", "info", "demo")
+COMMANDS = ("prepare", "audit", "train", "eval", "sweep", "scan", "presets", "info", "demo")
 
 
 def test_help_imports_neither_torch_nor_cv2():

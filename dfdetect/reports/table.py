@@ -241,7 +241,7 @@ def _sweep_table(cells: Sequence, figures: Sequence) -> Table:
         for name, title, best_step in rows:
             found = of_cell[name]
             summary = found.get("mean") or found[qualities[0]]
-            rates = ["-" if v is None else f"{v:.3f}" for v in (summary.accuracy, summary.eer)]
+            rates = [_three(summary.accuracy), _three(summary.eer)]
             table.add_row(
                 title, *(_with_interval(found.get(q)) for q in qualities), *rates, best_step
             )
@@ -251,8 +251,13 @@ def _sweep_table(cells: Sequence, figures: Sequence) -> Table:
 def _with_interval(figure) -> str:
     if figure is None or figure.auc is None:
         return "-"
-    below = "" if figure.low is None else f"\n{figure.low:.3f}..{figure.high:.3f}"
-    return f"{figure.auc:.3f}{below}"
+    below = "" if figure.low is None else f"\n{_three(figure.low)}..{_three(figure.high)}"
+    return _three(figure.auc) + below
+
+
+def _three(value: float | None) -> str:
+    """Three decimals, and no minus before 0."""
+    return "-" if value is None else f"{round(value, 3) + 0.0:.3f}"
 
 
 def train_plan_tables(plan, resolved: Mapping[str, Any], chosen: Mapping[str, Any]) -> Group:
