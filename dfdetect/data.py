@@ -10,11 +10,12 @@ import math
 import os
 import signal
 import stat
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import accumulate
-from multiprocessing import resource_tracker
+from multiprocessing import get_context, resource_tracker
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -32,6 +33,10 @@ from dfdetect.quality import Quality, jpeg_level, jpeg_round_trip, parse_quality
 
 MOST_WORKERS = 16
 """Loader processes by default at most; each makes some 700 crops a second."""
+_START = "forkserver" if sys.platform == "linux" else "spawn"
+"""Workers forked of a process that has only imported this share what PyTorch takes, start at once,
+and know nothing of the GPU."""
+_STOPS = {signal.SIGINT, signal.SIGTERM}
 _INTERPOLATIONS = (cv2.INTER_NEAREST, cv2.INTER_LINEAR, cv2.INTER_AREA, cv2.INTER_CUBIC)
 
 T = TypeVar("T")
@@ -327,7 +332,7 @@ class Loader(Generic[T]):
 
     def __init__(self, dataset: Dataset, keys: Iterable, workers: int) -> None:
         running: dict[str, Any] = {
-            "multiprocessing_context": "spawn",
+            "multiprocessing_context": _START,
             "persistent_workers": True,
             "worker_init_fn": _settle,
         }
@@ -362,7 +367,7 @@ class Loader(Generic[T]):
         codes = [worker.exitcode for worker in self._workers]
         died = [code for code in codes if code is not None]
         self.close()
-        # Torch tells of a death wherever the program happens to be, by a signal handler.
+        # Torch tells of a death here or there: of its own children's by a signal handler.
         if died and isinstance(error, Exception) and not isinstance(error, DfdetectError):
             raise _died(died[0]) from error
 
@@ -381,10 +386,18 @@ class Loader(Generic[T]):
     def _start(self) -> None:
         # At exit, before multiprocessing asks them with a SIGTERM, and waits.
         atexit.register(self.close)
+        if self._batches.num_workers:
+            get_context(_START).set_forkserver_preload([__name__])
         resource_tracker.ensure_running()  # its start would unblock the signals again
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
         try:
             self._running = iter(self._batches)
+        except (OSError, EOFError) as error:
+            raise DfdetectError(
+                f"loader processes cannot be started ({error or 'the first ended'})",
+                "use fewer --workers; see whether memory, processes or open files are limited",
+                ExitCode.ENVIRONMENT,
+            ) from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._workers = getattr(self._running, "_workers", [])
@@ -505,8 +518,10 @@ class _Delivery(Dataset):
 
 
 def _settle(worker: int) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # whoever started the server may not have
     cv2.setNumThreads(1)  # torch does the same to itself
-    # A batch may be on its way in a thread, which Python would end inside C++: that aborts.
+    # A spawned one leaves through Python's exit, which ends the thread that sends its batches;
+    # inside C++ that aborts.
     atexit.register(os._exit, 0)
 
 

@@ -472,7 +472,7 @@ def test_loader_processes_outlive_the_signals_of_a_stop_but_not_their_block():
         Loader(Moody(), range(8), 2) as loader,
     ):
         for key in loader:
-            if key == 0:
+            if key == 1:  # both are at work
                 for process in multiprocessing.active_children():
                     os.kill(process.pid, signal.SIGINT)
                     os.kill(process.pid, signal.SIGTERM)
@@ -541,6 +541,18 @@ def test_processes_share_the_rows_and_each_gets_all_predictions(data, monkeypatc
     monkeypatch.undo()
     monkeypatch.setattr(results, "objects_of_all", lambda share: shares)
     assert predict(Brightness(), rows, 64, "cpu") == alone
+
+
+def test_processes_that_cannot_be_started_are_an_error_of_the_environment(monkeypatch):
+    def refuse(self):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(multiprocessing.context.ForkServerProcess, "start", refuse)
+    monkeypatch.setattr(multiprocessing.context.SpawnProcess, "start", refuse)
+    with pytest.raises(DfdetectError) as error, Loader(Moody(), [0], 1) as loader:
+        list(loader)
+    assert "cannot be started ([Errno 24] Too many open files)" in error.value.message
+    assert error.value.exit_code == ExitCode.ENVIRONMENT
 
 
 @pytest.mark.parametrize(
