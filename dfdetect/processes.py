@@ -7,7 +7,7 @@ torch.distributed, so that methods and scoring need no accelerate.
 
 import atexit
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -54,6 +54,13 @@ def mean_of_all(tensor: Tensor) -> Tensor:
     total = tensor.detach().clone()
     dist.all_reduce(total)
     return total / dist.get_world_size()
+
+
+def take_from_main(tensors: Iterable[Tensor]) -> None:
+    """Overwrite `tensors` in place with those that rank 0 holds."""
+    if _joined():
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
 
 
 def rows_of_all(tensor: Tensor, dim: int = 0) -> Tensor:
@@ -104,13 +111,14 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, dim: int) -> Tensor:
         ctx.dim = dim
+        tensor = tensor.contiguous()  # nccl takes no other layout, and parts inherit it
         parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, tensor.contiguous())
+        dist.all_gather(parts, tensor)
         return torch.cat(parts, dim)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        total = gradient.contiguous()
+        total = gradient.clone(memory_format=torch.contiguous_format)  # it may be another's too
         dist.all_reduce(total)
         return total.chunk(dist.get_world_size(), ctx.dim)[dist.get_rank()], None
 

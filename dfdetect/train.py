@@ -36,7 +36,7 @@ from dfdetect.footprint import LARGE, Footprint, measure
 from dfdetect.methods import StepLoss, make_method, method_options
 from dfdetect.optim import make_optimizer, make_scheduler, moving_average
 from dfdetect.presets import Preset
-from dfdetect.processes import join, share_of, together
+from dfdetect.processes import join, share_of, take_from_main, together
 from dfdetect.results import Prediction, Scorer
 from dfdetect.runs import (
     State,
@@ -380,6 +380,8 @@ class _Run:
                 raise _Stopped
 
         detector = self._detector()
+        # Running statistics are those of each process's own batches; what is kept are rank 0's.
+        take_from_main(detector.buffers())
         predictions = self.scorer.predict(detector, str(self.accelerator.device), scored)
         if not all(math.isfinite(p.logit) for p in predictions):
             raise self._diverged([], math.nan)
