@@ -2,6 +2,7 @@
 
 import pytest
 import yaml
+from conftest import ROOT
 
 from dfdetect.errors import DfdetectError
 from dfdetect.grids import Grid, as_yaml, expand, list_grids, load_grid
@@ -68,6 +69,11 @@ def test_a_grid_that_ships_fits_its_presets_and_their_methods(name):
     assert shipped.name == name and len(shipped.reproduces) > 20
     for cell in expand(shipped):
         method_options(cell.recipe)
+
+
+def test_every_grid_that_ships_is_named_in_the_readme():
+    readme = (ROOT / "README.md").read_text()
+    assert [name for name in list_grids() if f"`{name}`" not in readme] == []
 
 
 def test_the_grid_of_figure_3_has_the_paper_s_values():

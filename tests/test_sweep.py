@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 
 from dfdetect.errors import DfdetectError, ExitCode
@@ -246,12 +247,35 @@ def test_as_many_cells_run_at_once_as_there_are_devices(stand_in, data, tmp_path
     assert len(ends) == 10 and max(np.cumsum(ends)) == 2
 
 
-def test_each_device_is_handed_to_its_children(stand_in, data, tmp_path):
-    stand_in(f'echo "$OMP_NUM_THREADS $@" >> {tmp_path}/calls; exit 1')
+def test_weights_and_device_are_handed_to_the_children(stand_in, data, tmp_path):
+    stand_in(f'echo "$@" >> {tmp_path}/calls; exit 1')
     sweep(many(2), [data], tmp_path / "out", ["cpu", "auto"], weights="none")
     calls = (tmp_path / "calls").read_text()
     assert "--device cpu" in calls and "--device auto" in calls
     assert calls.count("--set backbone.weights=none") == 2
+
+
+def test_a_child_sees_its_gpu_alone(stand_in, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    stand_in(f'echo "$CUDA_VISIBLE_DEVICES $@" >> {tmp_path}/calls; sleep 0.4; exit 1')
+    sweep(many(2), [data], tmp_path / "a", ["cuda:0", "cuda:1"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    sweep(many(1), [data], tmp_path / "b", ["cuda:1"])
+    calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
+    assert sorted(call[0] for call in calls[:2]) == ["0", "1"] and calls[2][0] == "6"
+    assert all(call[call.index("--device") + 1] == "cuda" for call in calls)
+    with pytest.raises(DfdetectError, match="device 'cuda:2' is not available here"):
+        sweep(many(1), [data], tmp_path / "c", ["cuda:2"])
+
+
+def test_cells_on_one_cpu_share_its_cores(stand_in, data, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    stand_in(f'echo "threads $OMP_NUM_THREADS" >> {tmp_path}/calls; exit 1')
+    sweep(many(2), [data], tmp_path / "a", ["cpu", "cpu"])
+    sweep(many(1), [data], tmp_path / "b", ["cpu"])
+    assert (tmp_path / "calls").read_text().splitlines() == ["threads 4", "threads 4", "threads "]
 
 
 def test_a_folder_in_use_is_refused_with_exit_4(cli, stand_in, data, tmp_path):
