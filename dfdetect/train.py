@@ -18,7 +18,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    set_seed,
+)
 
 from dfdetect.checkpoint import (
     FILE_NAME,
@@ -36,7 +40,7 @@ from dfdetect.footprint import LARGE, Footprint, measure
 from dfdetect.methods import StepLoss, make_method, method_options
 from dfdetect.optim import make_optimizer, make_scheduler, moving_average
 from dfdetect.presets import Preset
-from dfdetect.processes import join, share_of, take_from_main, together
+from dfdetect.processes import join, processes, share_of, take_from_main, together
 from dfdetect.results import Prediction, Scorer
 from dfdetect.runs import (
     State,
@@ -93,12 +97,12 @@ def plan_training(
 ) -> TrainPlan:
     """Everything `train` checks before its first step, the size of the run, and the memory it
     needs, from two small steps on `device`; writes nothing."""
-    preset = _with_weights(preset, weights)
-    _check_options(preset)
+    preset, device = _with_weights(preset, weights), choose_device(device)
+    _check_options(preset, device)
     rows = load_training_data(preset, data, allow_audit_fail)
     crops = _paired(preset, rows)
     set_seed(preset.seed)
-    method = make_method(preset, len(rows.domains)).to(choose_device(device))
+    method = make_method(preset, len(rows.domains)).to(device)
     per_epoch = _steps_per_epoch(preset, len(crops), 1)
     a_few = [np.flatnonzero(crops.strata.labels == label)[: LARGE // 2] for label in (0, 1)]
     return TrainPlan(
@@ -140,11 +144,10 @@ def train(
     ExitCode.DIVERGED for a loss that is not finite, ENVIRONMENT when memory or disk run out, 130
     or 143 when interrupted (the state is saved).
     """
-    preset = _with_weights(preset, weights)
-    _check_options(preset)
+    preset, device = _with_weights(preset, weights), choose_device(device)
+    _check_options(preset, device)
     accepts = allow_audit_fail or (resume and audit_fail_accepted(out))
     rows = load_training_data(preset, data, accepts)
-    device = choose_device(device)
     who = join(on_cpu=device == "cpu")
     warn = _teller(on_event, "warning") if who.is_main else lambda message: None
     for note in rows.notes:
@@ -241,6 +244,7 @@ class _Run:
             _logs(self.out, self.is_main) as self.logs,
             self._loader() as loader,
             self._scorer() as self.scorer,
+            self._explained(),
         ):
             batches = iter(loader)
             while True:
@@ -283,14 +287,13 @@ class _Run:
         self.method.train()
         self.method.at(self.step, self.n_steps, epoch, self.preset.epochs)
         self.method.measure = self.step % MEASURE_EVERY == 0
-        with self._explained(batch):
-            loss, terms, notes = self._forward_backward(batch)
-            if self.preset.optimizer.clip_norm:
-                self.accelerator.clip_grad_norm_(
-                    self.method.parameters(), self.preset.optimizer.clip_norm
-                )
-            lr = self.scheduler.get_last_lr()[-1]
-            self.optimizer.step()
+        loss, terms, notes = self._forward_backward(batch)
+        if self.preset.optimizer.clip_norm:
+            self.accelerator.clip_grad_norm_(
+                self.method.parameters(), self.preset.optimizer.clip_norm
+            )
+        lr = self.scheduler.get_last_lr()[-1]
+        self.optimizer.step()
         if not self.optimizer.step_was_skipped:
             self.scheduler.step()
             if self.average:
@@ -335,7 +338,7 @@ class _Run:
         return sum(loss.total.item() for loss in losses) / len(parts), terms, notes
 
     @contextmanager
-    def _explained(self, batch: Batch) -> Iterator[None]:
+    def _explained(self) -> Iterator[None]:
         """What the machine lacks, in the user's words."""
         try:
             yield
@@ -345,7 +348,7 @@ class _Run:
             )
             if not out_of_memory:
                 raise
-            n, q = batch.images.shape[:2]
+            n, q = self.batch_size, len(self.preset.qualities)
             raise DfdetectError(
                 f"out of memory at step {self.step + 1} with {n} samples x {q} qualities at "
                 f"{self.preset.image_size} px"
@@ -563,20 +566,36 @@ def _logs(out: Path, is_main: bool) -> Iterator[_Logs | None]:
 
 
 def _accelerator(preset: Preset, device: str) -> Accelerator:
+    """Errors: DfdetectError for one GPU by number where each of several processes has its own."""
+    alone = processes().n == 1
+    if ":" in device and not alone:
+        raise DfdetectError(
+            f"--device {device} with {processes().n} processes: each takes a GPU of its own",
+            "leave --device out; CUDA_VISIBLE_DEVICES chooses among the GPUs",
+        )
+    # An earlier run here may have had another precision or device.
+    AcceleratorState._reset_state(reset_partial_state=alone)
+    if ":" in device:
+        torch.cuda.set_device(device)  # accelerate takes the current one
+    precision = {"fp32": "no"}.get(preset.precision, preset.precision)
+    kind, options = method_options(preset)
+    parallel = DistributedDataParallelKwargs(find_unused_parameters=kind.skips_parameters(options))
+    return Accelerator(
+        cpu=device == "cpu",
+        mixed_precision=precision,
+        kwargs_handlers=[parallel],
+        # The parts of a batch are ours: a launcher's setting would only shrink the gradients.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+    )
+
+
+def _check_options(preset: Preset, device: str) -> None:
+    """Errors: DfdetectError for options that the method does not know or that do not fit."""
+    method_options(preset)
     if preset.precision == "fp16" and device == "cpu":
         raise DfdetectError(
             f"preset {preset.name}: precision=fp16 needs a GPU", "use --set precision=bf16 or fp32"
         )
-    AcceleratorState._reset_state()  # an earlier run here may have had another precision
-    precision = {"fp32": "no"}.get(preset.precision, preset.precision)
-    kind, options = method_options(preset)
-    parallel = DistributedDataParallelKwargs(find_unused_parameters=kind.skips_parameters(options))
-    return Accelerator(cpu=device == "cpu", mixed_precision=precision, kwargs_handlers=[parallel])
-
-
-def _check_options(preset: Preset) -> None:
-    """Errors: DfdetectError for options that the method does not know or that do not fit."""
-    method_options(preset)
     if preset.accumulate == 1:
         return
     if reason := _why_not_accumulate(preset):
