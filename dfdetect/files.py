@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from dfdetect.errors import DfdetectError, ExitCode
 
 
@@ -52,6 +54,15 @@ def read_json(path: Path) -> Any:
         raise DfdetectError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise DfdetectError(f"{path}: not valid JSON ({error})", "restore or delete it") from error
+
+
+def read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise DfdetectError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DfdetectError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from error
 
 
 def cannot_write(path: Path, error: OSError) -> DfdetectError:

@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from dfdetect.errors import DfdetectError, unknown
+from dfdetect.files import read_yaml
 from dfdetect.presets import Preset, load_preset, preset_folders
 from dfdetect.quality import parse_qualities
 
@@ -98,12 +99,7 @@ def load_grid(name: str) -> Grid:
     if not is_path and name not in known:
         raise unknown("grid", name, known)
     path = Path(name) if is_path else known[name]
-    try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except OSError as error:
-        raise DfdetectError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DfdetectError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from error
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise DfdetectError(f"{path}: not a grid (a mapping with preset, axes or cells)")
     try:

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from dfdetect.errors import DfdetectError, unknown
+from dfdetect.files import read_yaml
 from dfdetect.quality import parse_qualities
 
 
@@ -203,12 +204,7 @@ def _read(path: Path, derived: tuple[Path, ...] = ()) -> dict[str, Any]:
     based on it. Name and `reproduces` are never taken from another file."""
     if path.resolve() in derived:
         raise DfdetectError(f"{path}: is based on itself", "let based_on name another preset")
-    try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except OSError as error:
-        raise DfdetectError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DfdetectError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from error
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise DfdetectError(f"{path}: not a preset (a mapping with name, method, backbone)")
     content.setdefault("name", path.stem)
