@@ -141,10 +141,14 @@ def choose_device(name: str) -> str:
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
         return "cuda" if has_cuda else "mps" if has_mps else "cpu"
-    known = {"cpu": True, "cuda": has_cuda, "mps": has_mps}
-    if not known.get(name.split(":")[0], False):
-        usable = ", ".join(device for device, there in known.items() if there)
-        raise DfdetectError(f"device {name!r} is not available here", f"usable: {usable}")
+    usable = ["cpu"]
+    if has_cuda:
+        usable += ["cuda", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    usable += ["mps"] if has_mps else []
+    if name not in usable:
+        raise DfdetectError(
+            f"device {name!r} is not available here", f"usable: {', '.join(usable)}"
+        )
     return name
 
 

@@ -125,6 +125,16 @@ def test_a_device_that_is_not_there_lists_the_usable_ones():
     assert choose_device("auto") in ("cpu", "cuda", "mps")
 
 
+def test_a_gpu_that_is_not_there_is_refused_by_its_number(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1") == "cuda:1"
+    for name in ("cuda:2", "cuda:", "cpu:0"):
+        with pytest.raises(DfdetectError, match=f"device '{name}' is not available") as error:
+            choose_device(name)
+        assert error.value.hint.startswith("usable: cpu, cuda, cuda:0, cuda:1")
+
+
 def test_a_checkpoint_survives_being_moved(run, tmp_path):
     shutil.copy(run / "detector.safetensors", tmp_path / "elsewhere.st")
     assert (

@@ -14,7 +14,7 @@ from dfdetect.checkpoint import read_info
 from dfdetect.errors import DfdetectError, ExitCode
 from dfdetect.presets import load_preset
 from dfdetect.runs import load_state, stored_run
-from dfdetect.train import train
+from dfdetect.train import plan_training, train
 
 SMALL = ["epochs=1", "steps_per_epoch=3", "image_size=64"]
 # Without batch norm the parts of a batch do not feel each other; plain SGD adds no magnifier.
@@ -140,11 +140,33 @@ def test_gradients_are_clipped_to_the_norm_asked_for(data, tmp_path, monkeypatch
     assert norms == pytest.approx([0.01] * 3, rel=1e-3)
 
 
-def test_half_precision_that_a_cpu_cannot_scale_is_refused(data, tmp_path):
+def test_half_precision_that_a_cpu_cannot_scale_is_refused_and_planned_for_none(data, tmp_path):
     preset = load_preset("bce-tiny", [*SMALL, "precision=fp16"])
     with pytest.raises(DfdetectError, match="precision=fp16 needs a GPU") as caught:
         train(preset, [data], tmp_path / "run", device="cpu")
     assert "bf16" in caught.value.hint
+    with pytest.raises(DfdetectError, match="precision=fp16 needs a GPU"):
+        plan_training(preset, [data], device="cpu")
+
+
+def test_a_gpu_by_its_number_is_the_one_that_is_used(monkeypatch):
+    """Accelerate takes the current GPU, whatever it is called."""
+    used = []
+    monkeypatch.setattr(torch.cuda, "set_device", used.append)
+    monkeypatch.setattr(verb, "Accelerator", lambda **options: used.append(options["cpu"]))
+    for device in ("cuda:1", "cuda", "cpu"):
+        verb._accelerator(load_preset("bce-tiny"), device)
+    assert used == ["cuda:1", False, False, True]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(DfdetectError, match="--device cuda:1 with 2 processes"):
+        verb._accelerator(load_preset("bce-tiny"), "cuda:1")
+
+
+def test_a_launcher_s_own_accumulation_leaves_the_gradients_as_they_are(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    x = torch.ones(1, requires_grad=True)
+    verb._accelerator(load_preset("bce-tiny"), "cpu").backward((2 * x).sum())
+    assert x.grad.item() == 2
 
 
 # --- states ----------------------------------------------------------------------------------
