@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from dfdetect.errors import DfdetectError, unknown
 from dfdetect.files import read_yaml
-from dfdetect.presets import Preset, load_preset, preset_folders
+from dfdetect.presets import Preset, listed, load_preset, preset_folders
 from dfdetect.quality import parse_qualities
 
 LONGEST_NAME = 120
@@ -54,9 +54,7 @@ class Grid(_Section):
     @field_validator("qualities", mode="before")
     @classmethod
     def _qualities(cls, value: Any) -> Any:
-        names = ",".join(value) if isinstance(value, list) else value
-        parse_qualities(names, ranges=True) if names else None
-        return names
+        return value and ",".join(q.name for q in parse_qualities(listed(value), ranges=True))
 
     @field_validator("axes")
     @classmethod
@@ -111,10 +109,16 @@ def load_grid(name: str) -> Grid:
 def expand(grid: Grid, weights: str | None = None) -> list[GridCell]:
     """Every cell of `grid`, seed by seed; `weights` replaces the choice of every preset.
 
-    Errors: DfdetectError for a cell without a preset, an option that its preset does not have, or
-    two cells of one name.
+    Errors: DfdetectError for a cell without a preset, an option that its preset does not have, an
+    axis that seeds or weights would replace, or two cells of one name.
     """
     choices = grid.cells or {"": CellChoice()}
+    later = ({"seed"} if grid.seeds else set()) | ({"backbone.weights"} if weights else set())
+    if replaced := sorted(later & set(grid.axes)):
+        raise DfdetectError(
+            f"grid {grid.name}: {replaced[0]} is an axis, and its values would be replaced",
+            "leave seeds, or --weights, out",
+        )
     combinations = [dict(zip(grid.axes, v, strict=True)) for v in product(*grid.axes.values())]
     cells = [
         _cell(grid, name, choice, axes, seed, weights)

@@ -14,7 +14,7 @@ from dfdetect.quality import parse_qualities
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Backbone(_Section):
@@ -105,13 +105,20 @@ class Preset(_Section):
     )
     channels_last: bool = Field(False, description="memory layout that suits GPUs and bf16")
     compile: bool = Field(False, description="torch.compile the network; slow to start")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
 
     @field_validator("qualities", mode="before")
     @classmethod
     def _qualities(cls, value: Any) -> Any:
-        names = value.split(",") if isinstance(value, str) else value
-        return tuple(quality.name for quality in parse_qualities(names, ranges=True))
+        return tuple(quality.name for quality in parse_qualities(listed(value), ranges=True))
+
+
+def listed(value: Any) -> list[str]:
+    """The names in `a,b` or [a, b]. Errors: ValueError for anything else."""
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ValueError("names as raw,c23,c40 are needed")
+    return list(names)
 
 
 def preset_folders() -> list[Path]:

@@ -125,3 +125,21 @@ def test_an_unknown_grid_lists_those_that_ship():
     with pytest.raises(DfdetectError, match="unknown grid 'qad-fig2'") as caught:
         load_grid("qad-fig2")
     assert "did you mean 'qad-fig" in caught.value.hint and "qad-table5" in caught.value.hint
+
+
+def test_an_axis_that_would_be_replaced_is_refused():
+    """Else a cell would be called by a value that it was not trained with."""
+    with pytest.raises(DfdetectError, match="grid g: seed is an axis, and its values would be"):
+        expand(grid(axes={"seed": [1, 2]}, seeds=[0]))
+    starts = grid(axes={"backbone.weights": ["none", "pretrained"]})
+    assert len(expand(starts)) == 2
+    with pytest.raises(DfdetectError, match="grid g: backbone.weights is an axis, and its values"):
+        expand(starts, weights="none")
+
+
+def test_qualities_of_a_grid_are_names():
+    assert grid(qualities=["raw", "c40"]).qualities == "raw,c40"
+    assert grid().qualities is None
+    for wrong in (5, [1, 2]):
+        with pytest.raises(ValueError, match="names as raw,c23,c40 are needed"):
+            grid(qualities=wrong)

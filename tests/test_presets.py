@@ -207,3 +207,23 @@ def test_an_unknown_preset_suggests_the_nearest():
     with pytest.raises(DfdetectError) as error:
         load_preset("qad-efb1")
     assert "did you mean 'qad-effb1'" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("qualities=5", "qualities: value error, names as raw,c23,c40 are needed"),
+        ("qualities=", "qualities: value error, names as raw,c23,c40 are needed"),
+        ("qualities=[raw,40]", "qualities: value error, names as raw,c23,c40 are needed"),
+        ("seed=4294967296", "seed: input should be less than 4294967296"),
+        ("optimizer.lr=.inf", "optimizer.lr: input should be a finite number"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_by_its_option(override, problem):
+    with pytest.raises(DfdetectError, match=re.escape(problem)):
+        load_preset("qad-tiny", [override])
+
+
+def test_an_option_of_a_method_is_a_finite_number():
+    with pytest.raises(DfdetectError, match="alpha: input should be a finite number"):
+        method_options(load_preset("qad-tiny", ["method.alpha=.inf"]))

@@ -27,7 +27,7 @@ class StepLoss(NamedTuple):
 class Options(BaseModel):
     """A method's own options, as they stand beside its name in a preset."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Method(nn.Module):
