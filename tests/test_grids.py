@@ -133,7 +133,7 @@ def test_an_axis_that_would_be_replaced_is_refused():
         expand(grid(axes={"seed": [1, 2]}, seeds=[0]))
     starts = grid(axes={"backbone.weights": ["none", "pretrained"]})
     assert len(expand(starts)) == 2
-    with pytest.raises(DfdetectError, match="grid g: backbone.weights is an axis, and its values"):
+    with pytest.raises(DfdetectError, match="weights is an axis, and its values"):
         expand(starts, weights="none")
 
 
