@@ -11,11 +11,12 @@ import os
 import signal
 import stat
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import accumulate
-from multiprocessing import get_context, resource_tracker
+from multiprocessing import get_context, parent_process, resource_tracker
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -520,9 +521,16 @@ class _Delivery(Dataset):
 def _settle(worker: int) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # whoever started the server may not have
     cv2.setNumThreads(1)  # torch does the same to itself
+    threading.Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
     # A spawned one leaves through Python's exit, which ends the thread that sends its batches;
     # inside C++ that aborts.
     atexit.register(os._exit, 0)
+
+
+def _end_with(program: Any) -> None:
+    """Torch watches the parent: here that is the server, which in turn waits for its children."""
+    program.join()
+    os._exit(1)
 
 
 def _died(exit_code: int) -> DfdetectError:

@@ -481,24 +481,44 @@ def test_loader_processes_outlive_the_signals_of_a_stop_but_not_their_block():
     assert key == 7 and not multiprocessing.active_children()
 
 
-def test_a_loader_that_nobody_closed_ends_with_the_program_and_quietly(data):
-    program = f"""
+@pytest.fixture
+def loading(data):
+    """Starts a program that loads with two processes and calls `last` then; -> it, their ids."""
+
+    def start(last):
+        script = data.parent / "loading.py"
+        script.write_text(f"""
+import os, signal
+from pathlib import Path
 from dfdetect.data import PairedCrops, training_batches
 from dfdetect.manifest import read_samples
 from dfdetect.presets import Augment
-from pathlib import Path
 if __name__ == "__main__":
     samples = read_samples(Path({str(data)!r}), "train")
     crops = PairedCrops(samples, ("raw", "c40"), {DOMAINS}, 256, Augment(), 0)
-    batches = iter(training_batches(crops, "shuffle", 0, 99, 99, 32, workers=2))
-    print(next(batches).images.shape[0])
-"""
-    script = data.parent / "unclosed.py"
-    script.write_text(program)
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=120
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "32\n", "")
+    loader = training_batches(crops, "shuffle", 0, 99, 99, 32, workers=2)
+    next(iter(loader))
+    print(*(worker.pid for worker in loader._workers), flush=True)
+    {last}
+""")
+        command = [sys.executable, str(script)]
+        program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        return program, [int(pid) for pid in program.stdout.readline().split()]
+
+    return start
+
+
+def test_a_loader_that_nobody_closed_ends_with_the_program_and_quietly(loading):
+    program, workers = loading("pass")
+    _, errors = program.communicate(timeout=60)
+    assert (program.returncode, errors, len(workers)) == (0, b"", 2)
+
+
+def test_loader_processes_do_not_outlive_a_program_that_is_killed(loading):
+    program, workers = loading("os.kill(os.getpid(), signal.SIGKILL)")
+    assert program.wait(60) == -signal.SIGKILL and len(workers) == 2
+    # Its streams end when the last who holds them is gone; ids of the dead may linger.
+    program.communicate(timeout=60)
 
 
 class Brightness(nn.Module):
