@@ -24,7 +24,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import torch
 import yaml
 
 from dfdetect.checkpoint import choose_device
@@ -137,7 +136,8 @@ def sweep(
     those it was trained with, a folder in use, 130 or 143 when interrupted (rerunning continues).
     A cell that fails is none: it is in the result.
     """
-    slots = _slots(devices)
+    for device in devices:
+        choose_device(device)
     cells, task = _checked(grid, data, weights, allow_audit_fail)
     chosen = _chosen(cells, only)
     with folder_lock(out):
@@ -149,7 +149,7 @@ def sweep(
         write_whole(out / "sweep.yaml", _resolved(grid, cells))
         todo = [cell for cell in chosen if states[cell.name].status != "finished"]
         write_whole(out / "sweep.csv", _as_csv(result := _result(grid, states)))
-        with closing(_run(todo, task, out, slots, on_event)) as ended:
+        with closing(_run(todo, task, out, devices, on_event)) as ended:
             for state in ended:
                 states[state.cell.name] = state
                 write_whole(out / "sweep.csv", _as_csv(result := _result(grid, states)))
@@ -244,45 +244,18 @@ def _resolved(grid: Grid, cells: Sequence[GridCell]) -> str:
 # --- running ---------------------------------------------------------------------------------
 
 
-class _Slot(NamedTuple):
-    """A device, and how a child comes to use it and no other."""
-
-    device: str
-    child_device: str
-    environment: dict[str, str]
-
-
-def _slots(devices: Sequence[str]) -> list[_Slot]:
-    """Errors: DfdetectError for a device that this machine lacks."""
-    slots = []
-    share = max(1, (os.cpu_count() or 1) // max(1, devices.count("cpu")))
-    for device in devices:
-        choose_device(device)
-        kind, _, number = device.partition(":")
-        if kind == "cuda" and number:  # alone in sight, it is also the default one
-            seen = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-            seen = seen or [str(i) for i in range(torch.cuda.device_count())]
-            if not number.isdecimal() or int(number) >= len(seen):
-                raise DfdetectError(
-                    f"device {device!r} is not available here", f"there are {len(seen)} GPUs"
-                )
-            slots.append(_Slot(device, kind, {"CUDA_VISIBLE_DEVICES": seen[int(number)]}))
-        elif devices.count("cpu") > 1 and device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-            slots.append(_Slot(device, device, {"OMP_NUM_THREADS": str(share)}))
-        else:
-            slots.append(_Slot(device, device, {}))
-    return slots
-
-
 class _Attempt:
     """One cell on one device: its commands, one child process after the other."""
 
-    def __init__(self, cell: GridCell, task: _Task, out: Path, slot: _Slot) -> None:
-        self.cell, self.folder, self.device = cell, out / cell.name, slot.device
+    def __init__(self, cell: GridCell, task: _Task, out: Path, device: str, n_cpu: int) -> None:
+        self.cell, self.folder, self.device = cell, out / cell.name, device
         self.resumed = (self.folder / "run.json").exists()
         self._began = time.monotonic()
-        self._environment = os.environ | slot.environment
-        self._commands = _commands(cell, task, self.folder, slot.child_device, self.resumed)
+        self._environment = dict(os.environ)
+        if device == "cpu" and n_cpu > 1:  # those on one CPU share its cores
+            share = max(1, (os.cpu_count() or 1) // n_cpu)
+            self._environment.setdefault("OMP_NUM_THREADS", str(share))
+        self._commands = _commands(cell, task, self.folder, device, self.resumed)
         make_folder(self.folder)
         (self.folder / "cell.json").unlink(missing_ok=True)
         self._start_next()
@@ -348,7 +321,7 @@ def _commands(
 
 
 def _run(
-    todo: Sequence[GridCell], task: _Task, out: Path, slots: Sequence[_Slot],
+    todo: Sequence[GridCell], task: _Task, out: Path, devices: Sequence[str],
     on_event: Callable[[Event], None],
 ) -> Iterator[CellState]:  # fmt: skip
     """Yields each cell as it ends. Errors: DfdetectError when a signal stopped it."""
@@ -356,15 +329,16 @@ def _run(
     running: dict[int, _Attempt] = {}
     with _stop_signals(running) as stopped:
         while running or (waiting and not stopped):
-            for number, slot in enumerate(slots):
-                if number not in running and waiting and not stopped:
-                    attempt = _Attempt(waiting.pop(0), task, out, slot)
-                    running[number] = attempt
+            for slot, device in enumerate(devices):
+                if slot not in running and waiting and not stopped:
+                    n_cpu = devices.count("cpu")
+                    attempt = _Attempt(waiting.pop(0), task, out, device, n_cpu)
+                    running[slot] = attempt
                     on_event(_event("begin", attempt))
-            for number, attempt in list(running.items()):
+            for slot, attempt in list(running.items()):
                 if not attempt.is_over(bool(stopped)):
                     continue
-                del running[number]
+                del running[slot]
                 if stopped and not attempt.is_finished:
                     continue  # begun, for the next time
                 n_done += 1
