@@ -445,8 +445,11 @@ class _Run:
     def _log(self, event: Event, timing: Event) -> None:
         """Into metrics.jsonl, what the clock says into timing.jsonl, and both to who watches."""
         if self.is_main:
-            self.metrics_bytes += self.logs.metrics.write(json_line(event).encode())
-            self.logs.timing.write(json_line({"step": event["step"], **timing}).encode())
+            try:
+                self.metrics_bytes += self.logs.metrics.write(json_line(event).encode())
+                self.logs.timing.write(json_line({"step": event["step"], **timing}).encode())
+            except OSError as error:
+                raise cannot_write(self.out / "metrics.jsonl", error) from error
         best = {"best": self.best} if event["kind"] == "val" else {}
         self._tell(**event, **best, n_steps=self.n_steps, timing=timing)
 
@@ -542,6 +545,9 @@ class _Run:
             save_checkpoint(path, self._detector(), info)
 
 
+_LOGS = ("metrics.jsonl", "timing.jsonl")
+
+
 class _Logs(NamedTuple):
     """Open for appending, unbuffered: a line is in the file once it is written."""
 
@@ -555,14 +561,12 @@ def _logs(out: Path, is_main: bool) -> Iterator[_Logs | None]:
     if not is_main:
         yield None
         return
-    metrics, timing = out / "metrics.jsonl", out / "timing.jsonl"
-    try:
-        with metrics.open("ab", buffering=0) as one, timing.open("ab", buffering=0) as two:
-            yield _Logs(one, two)
-    except OSError as error:
-        if error.filename:
-            raise
-        raise cannot_write(metrics, error) from error
+    with ExitStack() as stack:
+        try:
+            files = [stack.enter_context((out / name).open("ab", buffering=0)) for name in _LOGS]
+        except OSError as error:
+            raise cannot_write(Path(error.filename), error) from error
+        yield _Logs(*files)
 
 
 def _accelerator(preset: Preset, device: str) -> Accelerator:

@@ -246,6 +246,21 @@ def test_a_run_folder_that_is_gone_ends_the_run(data, tmp_path):
     assert not (tmp_path / "run" / "detector.safetensors").exists()
 
 
+def test_a_log_that_cannot_be_written_is_told_apart_from_a_reader_that_left(data, tmp_path):
+    preset = load_preset("bce-tiny", SMALL)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(DfdetectError, match=r"metrics\.jsonl: cannot be written \(No space") as e:
+        train(preset, [data], tmp_path / "full", device="cpu")
+    assert e.value.exit_code == ExitCode.ENVIRONMENT
+
+    def closed(event):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):  # which the command line ends on with 141
+        train(preset, [data], tmp_path / "piped", device="cpu", on_event=closed)
+
+
 def test_other_versions_are_named_and_another_number_of_processes_is_refused(
     straight, data, tmp_path
 ):
@@ -282,9 +297,10 @@ def test_a_state_of_another_run_or_with_code_in_it_is_passed_over(straight, tmp_
     assert not (tmp_path / "canary").exists()
     assert len(warnings) == 3 and all("state-00000006.pt: " in w for w in warnings)
     other = load_preset("qad-tiny")
-    with pytest.raises(DfdetectError, match="no state before it is whole"):
+    damage = "state-00000006.pt: belongs to another run, and no state before it is whole"
+    with pytest.raises(DfdetectError, match=damage):
         load_state(straight, other, warnings.append)
-    assert "belongs to another run" in warnings[-1]
+    assert len(warnings) == 3
 
 
 def test_memory_that_runs_out_is_told_with_the_batch_and_what_to_try(data, tmp_path, monkeypatch):
