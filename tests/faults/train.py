@@ -762,9 +762,10 @@ def diverging(place: Place, number: int, rng: random.Random) -> None:
         with _at_forward(20, lambda loss: loss._replace(total=_Steep.apply(loss.total))):
             _diverges(place, out, "diverged at step 2")
     elif number == 4:
-        half = ("--set", "precision=fp16", "--set", "optimizer.lr=1e6")
-        ended = place.do(out, *half, "--set", "schedule.name=constant")
-        clean(ended, 5, 0, 2)
+        refused(place.do(out, "--set", "precision=fp16"), 2, "fp16 needs a GPU")
+        steep = ("--set", "optimizer.lr=1e9", "--set", "schedule.name=constant")
+        half = place.do(out, "--set", "precision=bf16", *steep)
+        refused(half, 5, "training diverged at step", "samples")
     for state in (out / "resume").glob("*"):
         content = load_state(out, preset, lambda warning: None)
         assert content is None or all(t.isfinite().all() for t in content["method"].values()), state
@@ -846,18 +847,12 @@ def loader_killed(place: Place, number: int, rng: random.Random) -> None:
     out = place.new()
     run = place.begin(out, "--workers", "2")
     until_line(run, out, (3, 12)[number])
-    loaders = [p for p in run.alive() if "spawn_main" in _command(p)]
+    loaders = run.workers()
     assert len(loaders) in (2, 4), loaders
     with suppress(ProcessLookupError):
         os.kill(rng.choice(loaders), signal.SIGKILL)
     refused(run.wait(), 4, "a loader process was killed by signal 9", "--workers")
     resumed(place, out)
-
-
-def _command(pid: int) -> str:
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    return ""
 
 
 # --- T10: a place that takes nothing ---------------------------------------------------------
@@ -921,9 +916,9 @@ def folder_removed(place: Place, number: int, rng: random.Random) -> None:
 
 
 def stopped_by_a_signal(place: Place, number: int, rng: random.Random) -> None:
-    """6 Ctrl-C, 4 SIGTERM, 2 of either twice; to the group, as a terminal does, or to the process,
+    """4 Ctrl-C, 4 SIGTERM, 2 of either twice; to the group, as a terminal does, or to the process,
     as a batch system does."""
-    which = (signal.SIGINT, signal.SIGTERM)[number in (6, 7, 8, 9, 11)]
+    which = (signal.SIGINT, signal.SIGTERM)[number in (4, 5, 6, 7, 9)]
     out = place.new()
     workers = ("--workers", str(number % 3 % 2))
     run = place.begin(out, *workers)
@@ -931,12 +926,12 @@ def stopped_by_a_signal(place: Place, number: int, rng: random.Random) -> None:
     time.sleep(rng.uniform(0, 0.1))
     sent = time.monotonic()
     run.signal(which, whole_group=bool(number % 2))
-    if number >= 10:
+    if number >= 8:
         time.sleep(rng.uniform(0, 0.05))
         run.signal(which, whole_group=bool(number % 2))
     ended = run.wait(60)
     took = time.monotonic() - sent
-    if number >= 10:  # the second need not wait for the state
+    if number >= 8:  # the second need not wait for the state
         refused(ended, ended.code)
         assert ended.code in (130, 143), f"exit {ended.code}"
     elif ended.code:
@@ -944,6 +939,24 @@ def stopped_by_a_signal(place: Place, number: int, rng: random.Random) -> None:
         step = int(_words(ended.err, "stopped at step ")[0])
         assert (out / "resume" / f"state-{step:08d}.pt").exists()
     assert took < 10, f"took {took:.1f} s to stop"
+    resumed(place, out)
+
+
+def stopped_while_validating(place: Place, number: int, rng: random.Random) -> None:
+    """What was scored is forgotten, and the validation is made up for by who resumes."""
+    out, n_seen = place.new(), 0
+    wanted = rng.randrange(1, 31)  # of six validations with five batches each
+
+    def on_event(event: dict[str, Any]) -> None:
+        nonlocal n_seen
+        n_seen += event["kind"] == "validating"
+        if event["kind"] == "validating" and n_seen == wanted:
+            press((signal.SIGINT, signal.SIGTERM)[number])()
+
+    with suppress_interruption():
+        place.train(out, on_event=on_event)
+    state = load_state(out, place.preset(), print)
+    assert state["step"] == -(-wanted // 5) * 6 and state["validated"] == state["step"] - 6
     resumed(place, out)
 
 
@@ -1057,7 +1070,8 @@ PLAN = [
     Check("T10", disk_full, 6),
     Check("T10", output_refused, 3),
     Check("T10", folder_removed, 2),
-    Check("T11", stopped_by_a_signal, 12, True),
+    Check("T11", stopped_by_a_signal, 10, True),
+    Check("T11", stopped_while_validating, 2),
     Check("T12", two_trainers, 4, True),
     Check("T12", stale_lock, 3),
     Check("T13", killed_while_pruning, 5, True),
