@@ -69,7 +69,9 @@ def stored_run(out: Path) -> StoredRun:
         raise DfdetectError(
             f"{out}: no run to resume there", "start one with --preset and --data"
         ) from error
-    data = [Path(folder) for folder in read_json(out / "run.json")["data"]]
+    if not isinstance(content, dict):
+        raise DfdetectError(f"{out / 'preset.yaml'}: damaged", "restore it, or use another --out")
+    data = [Path(folder) for folder in _about(out)["data"]]
     return StoredRun(check_preset(content, str(out / "preset.yaml")), data)
 
 
@@ -99,8 +101,7 @@ def begin_run(
 
 def audit_fail_accepted(out: Path) -> bool:
     """Whether the run in `out` was begun with a FAIL of the audit accepted."""
-    path = out / "run.json"
-    return path.exists() and bool(read_json(path).get("audit_fail_allowed"))
+    return (out / "run.json").exists() and bool(_about(out).get("audit_fail_allowed"))
 
 
 def refuse_other_run(
@@ -117,10 +118,12 @@ def refuse_other_run(
         )
     if resume and not started:
         raise DfdetectError(f"{out}: no run to resume there", "leave --resume out to start one")
+    if not started and (out / "manifest").exists():
+        raise DfdetectError(f"{out}: holds prepared data", "choose another --out for the run")
     if not started:
         return []
     refuse_other_preset(out, preset)
-    stored = read_json(out / "run.json")
+    stored = _about(out)
     for name, now in _identity(rows).items():
         if (then := stored.get(name, now)) != now:
             raise DfdetectError(
@@ -138,6 +141,15 @@ def refuse_other_run(
         for name, now in versions().items()
         if (then := stored["versions"].get(name)) != now
     ]
+
+
+def _about(out: Path) -> dict[str, Any]:
+    """run.json. Errors: DfdetectError if it was damaged."""
+    about = read_json(out / "run.json")
+    needed = {"data", "fingerprint", "n_processes", "versions"}
+    if not isinstance(about, dict) or not needed <= about.keys():
+        raise DfdetectError(f"{out / 'run.json'}: damaged", "restore it, or use another --out")
+    return about
 
 
 def _identity(rows: TrainingData) -> dict[str, Any]:

@@ -41,10 +41,14 @@ def load_training_data(
 ) -> TrainingData:
     """Train and val rows of all folders.
 
-    Errors: DfdetectError for different crop recipes, a missing quality, one class only, crops that
-    are missing or empty, an identity in train and val (a note instead, where prepare was told to
-    accept that), a FAIL of the audit's short form (a note instead, with `allow_audit_fail`).
+    Errors: DfdetectError for a folder named twice, different crop recipes, a missing quality, one
+    class only (in val at each quality), crops that are missing or empty, an identity in train and
+    val (a note instead, where prepare was told to accept that), a FAIL of the audit's short form
+    (a note instead, with `allow_audit_fail`).
     """
+    if len({folder.resolve() for folder in data}) < len(data):
+        names = ", ".join(map(str, data))
+        raise DfdetectError(f"--data {names}: one folder twice", "name each once")
     crops, rows, notes, strict_pairs, no_calls = {}, [], [], [], ""
     for number, folder in enumerate(data):
         prepared = read_json(folder / "prepare.json") if (folder / "prepare.json").exists() else {}
@@ -82,8 +86,11 @@ def load_training_data(
                 "prepare both with the same options",
             )
     train_rows, val_rows = ([s for s in rows if s.split == split] for split in ("train", "val"))
-    for name, split in (("train", train_rows), ("val", val_rows)):
-        labels = {s.label for s in split}
+    at_each = {q: [s for s in val_rows if s.quality == q] for q in preset.qualities}
+    parts = {"train split": train_rows, "val split": val_rows}
+    parts |= {f"val split at {quality}": of_it for quality, of_it in at_each.items()}
+    for name, part in parts.items():
+        labels = {s.label for s in part}
         if labels != {0, 1}:
             has = (
                 "no crops"
@@ -91,7 +98,7 @@ def load_training_data(
                 else "only " + ("fake" if 1 in labels else "real") + " crops"
             )
             raise DfdetectError(
-                f"{', '.join(map(str, data))}: the {name} split has {has}",
+                f"{', '.join(map(str, data))}: the {name} has {has}",
                 "both classes are needed; add videos or give other --splits to prepare",
             )
     check_crops([*train_rows, *val_rows])

@@ -154,7 +154,7 @@ def test_training_ends_with_figures_and_commands_that_can_be_pasted(train_tiny, 
         assert word in done.stdout
     lines = done.stderr.splitlines()
     assert any(line.startswith("step 1/2: loss ") for line in lines)
-    assert any(line.startswith("step 2/2: val frames AUC ") for line in lines)
+    assert any(line.startswith("step 2/2: val pooled frames AUC ") for line in lines)
 
 
 def test_training_as_json_prints_one_object_and_nothing_else(train_tiny, tmp_path):
@@ -332,3 +332,14 @@ def test_prepare_says_what_a_dataset_misses_and_where_to_get_it(cli, tmp_path):
     assert "github.com/ondyari/FaceForensics" in done.stdout
     plan = json.loads(cli("prepare", tree, "--out", tmp_path / "out", "-n", "--json").stdout)
     assert sum(plan["missing"].values()) >= 1 and sum(plan["found"].values()) == 2
+
+
+def test_a_run_whose_data_was_moved_goes_on_with_the_new_folder(cli, run, data, tmp_path):
+    copy, moved = tmp_path / "run", tmp_path / "moved"
+    shutil.copytree(run, copy)
+    shutil.copytree(data, moved)
+    about = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps(about | {"data": [str(tmp_path / "gone")]}))
+    resume = ("train", "--resume", "--out", copy, "--device", "cpu")
+    assert cli(*resume).exit_code == 2
+    assert cli(*resume, "--data", moved).exit_code == 0

@@ -186,7 +186,7 @@ def test_a_log_without_steps_still_has_validations():
     lines = TrainLines(steps=False)
     assert lines(train(1)) is None
     line = lines(val(10))
-    assert line.startswith("step 10/40: val frames AUC 0.950 ACC 0.750 (n 30/60 real/fake)")
+    assert line.startswith("step 10/40: val pooled frames AUC 0.950 ACC 0.750 (n 30/60")
     assert "raw 0.990, c40 0.625" in line and "videos AUC 0.875 (n 5/10)" in line
     assert line.endswith("best so far")
     assert not lines(val(20, best=figures(10, 0.96))).endswith("best so far")

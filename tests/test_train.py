@@ -136,6 +136,17 @@ def test_a_run_folder_is_not_overwritten(run, data):
         train(preset, [data], run, device="cpu")
 
 
+def test_a_folder_of_data_takes_no_run_and_a_damaged_run_is_named(run, data, tmp_path):
+    with pytest.raises(DfdetectError, match="prepared: holds prepared data"):
+        train(load_preset("bce-tiny", SMALL), [data], data, device="cpu")
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    for name, content in (("run.json", "[]"), ("run.json", "{}"), ("preset.yaml", "5")):
+        (copy / name).write_text(content)
+        with pytest.raises(DfdetectError, match=f"{name}: damaged"):
+            stored_run(copy)
+
+
 def test_resuming_with_another_preset_or_other_data_is_refused_with_both_values(
     run, data, tmp_path
 ):
@@ -198,6 +209,20 @@ def test_data_with_one_class_or_a_person_on_both_sides_is_refused(data, tmp_path
     leak = edited(data, tmp_path / "leak", lambda r: {"identities": ["ann"]})
     with pytest.raises(DfdetectError, match=r"/ann \(test\+train\+val\)"):
         load_training_data(preset, [leak])
+
+
+def test_data_named_twice_or_validated_on_one_class_at_a_quality_is_refused(data, tmp_path):
+    preset = load_preset("bce-tiny", SMALL)
+    with pytest.raises(DfdetectError, match="one folder twice"):
+        load_training_data(preset, [data, data / "." / ".." / data.name])
+
+    def no_real_at_c40(row):
+        gone = (row["split"], row["label"], row["quality"]) == ("val", 0, "c40")
+        return {"quality": "c30"} if gone else {}
+
+    one = edited(data, tmp_path / "one", no_real_at_c40)
+    with pytest.raises(DfdetectError, match="the val split at c40 has only fake crops"):
+        load_training_data(preset, [one])
 
 
 def test_a_model_validated_on_people_it_trained_on_makes_no_calls(data, tmp_path):

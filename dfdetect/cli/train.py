@@ -79,7 +79,12 @@ def train(
         typer.Option(min=0, help="Minutes between saved states, at most.", rich_help_panel=RUNTIME),
     ] = 15.0,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --out.", rich_help_panel=RUNTIME)
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue the run in --out; with --data if its data was moved.",
+            rich_help_panel=RUNTIME,
+        ),
     ] = False,
     allow_audit_fail: Annotated[
         bool,
@@ -103,13 +108,14 @@ def train(
     from dfdetect.train import plan_training
     from dfdetect.train import train as verb
 
-    if resume and not preset and not data:
+    if resume and not preset:
         if overrides or weights:
             raise DfdetectError(
                 "--resume continues with the run's own options",
                 "leave --set and --weights out, or start another run with another --out",
             )
-        recipe, data = stored_run(out)
+        recipe, began_on = stored_run(out)
+        data = data or began_on
     elif not preset or not data:
         raise DfdetectError(
             "train needs --preset and --data",

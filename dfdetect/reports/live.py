@@ -236,7 +236,7 @@ def _val_figures(val: Event) -> str:
     frame, video = val["frame"], val["video"]
     qualities = ", ".join(f"{q} {share(auc)}" for q, auc in val["by_quality"]["auc"].items())
     return (
-        f"frames AUC {share(frame['auc'])} ACC {share(frame['accuracy'])} "
+        f"pooled frames AUC {share(frame['auc'])} ACC {share(frame['accuracy'])} "
         f"(n {frame['n_real']}/{frame['n_fake']} real/fake), AUC {printable(qualities)}; "
         f"videos AUC {share(video['auc'])} (n {video['n_real']}/{video['n_fake']})"
     )
