@@ -86,7 +86,7 @@ def test_the_grid_of_figure_3_has_the_paper_s_values():
 
 def test_cells_that_are_compared_part_by_part_train_equally_long():
     recipes = [cell.recipe for cell in expand(load_grid("qad-parts-small"))]
-    assert len(recipes) == 12
+    assert len(recipes) == 15
     assert len({(r.epochs, r.batch_size, r.optimizer.lr, r.image_size) for r in recipes}) == 1
 
 
