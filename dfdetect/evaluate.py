@@ -78,10 +78,12 @@ def evaluate(
     out: Path | None = None,
     device: str = "auto",
     on_progress: Callable[[int, int], None] | None = None,
+    workers: int | None = None,
 ) -> EvalResult:
     """Score one split of prepared folders and measure; writes predictions and metrics into `out`.
 
     `qualities` are by default those stored; JPEG that is not stored is made of the raw crops.
+    `workers` load crops (default: as the machine's cores allow).
     Processes started by `torchrun` share the scoring; each returns the whole result.
 
     Errors: DfdetectError for an unreadable checkpoint or folder, a quality that was not prepared,
@@ -113,7 +115,7 @@ def evaluate(
             image_size,
             checkpoint.device,
             64,
-            default_workers(checkpoint.device),
+            default_workers(checkpoint.device) if workers is None else workers,
             progress,
         )
         for name, rows in chosen.items()

@@ -206,6 +206,15 @@ INPUT, MODEL, OUTPUT, RUNTIME = "Input", "Model", "Output", "Runtime"
 Device = Annotated[
     str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=RUNTIME)
 ]
+Loaders = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=0,
+        help="Processes that load crops; default by the cores.",
+        rich_help_panel=RUNTIME,
+    ),
+]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="No progress, only results.", rich_help_panel=OUTPUT)
 ]

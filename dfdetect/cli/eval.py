@@ -12,6 +12,7 @@ from dfdetect.cli.edge import (
     Data,
     Device,
     Json,
+    Loaders,
     Quiet,
     progress,
     show,
@@ -42,6 +43,7 @@ def eval_(
     as_json: Json = False,
     quiet: Quiet = False,
     device: Device = "auto",
+    workers: Loaders = None,
 ) -> None:
     """Measure a detector: AUC, EER and accuracy per manipulation and quality.
 
@@ -61,6 +63,7 @@ def eval_(
             out,
             device,
             lambda done, total: update(done, total, "crops"),
+            workers,
         )
     if not processes().is_main:
         return

@@ -18,6 +18,7 @@ from dfdetect.cli.edge import (
     Device,
     DryRun,
     Json,
+    Loaders,
     Quiet,
     below,
     is_watched,
@@ -66,14 +67,7 @@ def train(
     quiet: Quiet = False,
     as_json: Json = False,
     device: Device = "auto",
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Processes that load crops; default by the cores.",
-            rich_help_panel=RUNTIME,
-        ),
-    ] = None,
+    workers: Loaders = None,
     save_minutes: Annotated[
         float,
         typer.Option(min=0, help="Minutes between saved states, at most.", rich_help_panel=RUNTIME),
