@@ -100,7 +100,15 @@ class Detector(nn.Module):
         return self.backbone.forward_head(final)
 
     def attended(self, final: Tensor) -> tuple[Tensor, Tensor]:
-        """(I_df, I_os): deepfake features and the rest, which sum to `final` (DID section 3)."""
+        """(I_df, I_os): deepfake features and the rest, which sum to `final` (DID section 3).
+
+        Errors: DfdetectError for a backbone that ends in tokens, or has its channels last.
+        """
+        if final.ndim != 4 or final.shape[1] != self.n_features:
+            raise DfdetectError(
+                f"{self.settings['backbone']} does not end in maps [N,C,h,w], which DID attends to",
+                "choose a convolutional backbone, for example resnet50.tv_in1k",
+            )
         mask = self.attention(final)
         deepfake = mask * final
         return deepfake, final - deepfake

@@ -124,3 +124,10 @@ def test_attention_does_not_grow_with_the_input():
             attention(small)[..., 1:3, 1:3].mean(),
         )
     assert float(inner) == pytest.approx(float(outer), abs=0.05)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_mambaout"])
+def test_a_backbone_without_maps_to_attend_to_is_refused_by_name(name):
+    detector = Detector(name, 160, head="attention")
+    with pytest.raises(DfdetectError, match=f"{name} does not end in maps"):
+        detector(torch.rand(1, 3, 160, 160))
