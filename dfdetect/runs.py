@@ -6,6 +6,7 @@
 A state is everything that the next step depends on. It carries a hash of itself, and the state
 before it is kept, so that damage to the newest costs some steps and never the run. metrics.jsonl
 holds nothing that depends on the clock: a run that was killed and resumed ends with the same bytes.
+Of several processes its steps tell rank 0's share of the batch, its validations all of val.
 """
 
 import hashlib

@@ -462,10 +462,12 @@ class _Run:
 
     def _diverged(self, sample_ids: Sequence[str], value: float) -> DfdetectError:
         samples = f" on samples {', '.join(sample_ids[:4])}" if sample_ids else " after the step"
+        found = f"the loss is {value}{samples}"
+        if math.isfinite(value):  # here, but all processes stop together
+            found = "the loss of another process is not finite"
         kept = f"; the last good checkpoint is {self.out / FILE_NAME}" if self.best else ""
         return DfdetectError(
-            f"training diverged at step {self.step + bool(sample_ids)}: "
-            f"the loss is {value}{samples}{kept}",
+            f"training diverged at step {self.step + bool(sample_ids)}: {found}{kept}",
             "lower --set optimizer.lr, or set optimizer.clip_norm=1",
             ExitCode.DIVERGED,
         )

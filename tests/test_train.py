@@ -4,11 +4,13 @@ import json
 import os
 import shutil
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from dfdetect import train as verb
 from dfdetect.checkpoint import read_info
 from dfdetect.errors import DfdetectError, ExitCode
 from dfdetect.evaluate import evaluate
@@ -128,6 +130,12 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_checkpoint(
     with pytest.raises(DfdetectError, match=r"training diverged at step \d+: the loss is") as error:
         train(preset, [data], tmp_path / "run", device="cpu")
     assert error.value.exit_code == ExitCode.DIVERGED
+
+
+def test_a_process_whose_own_loss_is_finite_says_that_another_s_is_not(tmp_path):
+    here = SimpleNamespace(step=6, best={}, out=tmp_path)
+    error = verb._Run._diverged(here, ["a/0/0"], 0.5)
+    assert error.message == "training diverged at step 7: the loss of another process is not finite"
 
 
 def test_a_run_folder_is_not_overwritten(run, data):

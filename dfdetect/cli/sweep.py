@@ -100,7 +100,7 @@ def sweep(
             elif event["kind"] == "end" and not quiet:
                 say(f"{event['cell']}: finished in {event['seconds']:.0f} s")
 
-        devices_wanted = devices.split(",")
+        devices_wanted = [device.strip() for device in devices.split(",")]
         result = verb(chosen, data, out, devices_wanted, weights, only, allow_audit_fail, tell)
     if as_json:
         show_json(result.as_json())
