@@ -152,9 +152,10 @@ class Place:
 
 def result(out: Path, preset: Preset) -> dict[str, str]:
     """Hash of every file of a run but for what the clock says, of states each part of the newest,
-    by name."""
-    found = tree(out, without=["timing.jsonl"])
-    found |= {name: "" for name in found if name.startswith("resume/")}
+    by name: the one before it may be of a moment when the run was stopped."""
+    hashes = tree(out, without=["timing.jsonl"])
+    found = {name: value for name, value in hashes.items() if not name.startswith("resume/")}
+    found["states"] = str(len(hashes) - len(found))
     state = load_state(out, preset, lambda warning: None)
     return found | {f"state {key}": _digest(part) for key, part in (state or {}).items()}
 
