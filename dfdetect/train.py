@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
+    DistributedType,
     GradientAccumulationPlugin,
     set_seed,
 )
@@ -205,7 +206,6 @@ class _Run:
         self.batch_size = max(2 * preset.accumulate, min(preset.batch_size, whole_parts))
         self.steps_per_epoch = _steps_per_epoch(preset, len(self.crops), self.n_ranks)
         self.n_steps = self.steps_per_epoch * preset.epochs
-        self.validate_every = max(1, self.steps_per_epoch // preset.validate_per_epoch)
         optimizer = make_optimizer(self.method, preset.optimizer)
         self.scheduler = make_scheduler(optimizer, preset, self.n_steps)
         self.wrapped, self.optimizer = accelerator.prepare(self.method, optimizer)
@@ -365,7 +365,12 @@ class _Run:
     # --- validation ----------------------------------------------------------------------
 
     def _validation_is_due(self) -> bool:
-        at_a_mark = self.step % self.validate_every == 0 or self.step == self.n_steps
+        """`validate_per_epoch` times, evenly spread up to the epoch's last step; and at the end."""
+        before, now = (
+            step * self.preset.validate_per_epoch // self.steps_per_epoch
+            for step in (self.step - 1, self.step)
+        )
+        at_a_mark = now > before or self.step == self.n_steps
         return at_a_mark and self.validated < self.step
 
     def _is_unfinished(self) -> bool:
@@ -586,13 +591,20 @@ def _accelerator(preset: Preset, device: str) -> Accelerator:
     precision = {"fp32": "no"}.get(preset.precision, preset.precision)
     kind, options = method_options(preset)
     parallel = DistributedDataParallelKwargs(find_unused_parameters=kind.skips_parameters(options))
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=device == "cpu",
         mixed_precision=precision,
         kwargs_handlers=[parallel],
         # The parts of a batch are ours: a launcher's setting would only shrink the gradients.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
     )
+    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
+        raise DfdetectError(
+            f"accelerate is set up for {accelerator.distributed_type.value}, which cuts weights "
+            "into pieces; perturbing them needs them whole",
+            "use torchrun, or an accelerate configuration of plain data-parallel processes",
+        )
+    return accelerator
 
 
 def _check_options(preset: Preset, device: str) -> None:

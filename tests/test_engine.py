@@ -153,7 +153,14 @@ def test_a_gpu_by_its_number_is_the_one_that_is_used(monkeypatch):
     """Accelerate takes the current GPU, whatever it is called."""
     used = []
     monkeypatch.setattr(torch.cuda, "set_device", used.append)
-    monkeypatch.setattr(verb, "Accelerator", lambda **options: used.append(options["cpu"]))
+
+    class Told:
+        distributed_type = None
+
+        def __init__(self, cpu, **options):
+            used.append(cpu)
+
+    monkeypatch.setattr(verb, "Accelerator", Told)
     for device in ("cuda:1", "cuda", "cpu"):
         verb._accelerator(load_preset("bce-tiny"), device)
     assert used == ["cuda:1", False, False, True]
@@ -181,8 +188,24 @@ def straight(data, tmp_path_factory):
 
 
 def six_steps():
-    options = ["epochs=2", "steps_per_epoch=3", "image_size=64", "validate_per_epoch=2", "ema=0.9"]
+    options = ["epochs=2", "steps_per_epoch=3", "image_size=64", "validate_per_epoch=3", "ema=0.9"]
     return load_preset("qad-tiny", options)
+
+
+def test_validations_are_spread_evenly_over_an_epoch(data, tmp_path):
+    """Two in five steps: after 2.5, that is with the third, and after the last."""
+    options = ["epochs=2", "steps_per_epoch=5", "validate_per_epoch=2", "image_size=64"]
+    train(load_preset("bce-tiny", options), [data], tmp_path / "run", device="cpu")
+    assert [e["step"] for e in events_of(tmp_path / "run", "val")] == [3, 5, 8, 10]
+
+
+def test_weights_that_a_launcher_cuts_into_pieces_are_refused(data, tmp_path, monkeypatch):
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedType
+
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP, raising=False)
+    with pytest.raises(DfdetectError, match="accelerate is set up for FSDP"):
+        train(load_preset("bce-tiny", SMALL), [data], tmp_path / "run", device="cpu")
 
 
 def test_two_states_are_kept(straight):
