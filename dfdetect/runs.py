@@ -84,7 +84,11 @@ def begin_run(
     n_processes: int,
     allow_audit_fail: bool,
 ) -> None:
-    """Note what the run is, once everything it needs is there; run.json comes last."""
+    """Note what the run is, once everything it needs is there; run.json comes last.
+
+    What a killed run had begun to write is removed.
+    """
+    sweep_unfinished(out)
     content = yaml.safe_dump(preset.model_dump(mode="json"), sort_keys=False)
     write_whole(out / "preset.yaml", content)
     write_json(

@@ -348,7 +348,7 @@ def killed_at_a_rename(place: Place, number: int, rng: random.Random) -> None:
 
 
 def killed_at_an_unlink(place: Place, number: int, rng: random.Random) -> None:
-    killed_at(place, UNLINKS, number + 1)
+    killed_at(place, UNLINKS, number + 2)
 
 
 def killed_at(place: Place, calls: str, n: int, kind: str = "qad") -> None:
@@ -1057,8 +1057,8 @@ PLAN = [
     Check("T2", killed_again_and_again, 5, True),
     Check("T2", killed_while_resuming, 5, True),
     Check("T3", without_a_part, 5),
-    Check("T4", killed_at_a_rename, 14, True),
-    Check("T4", killed_at_an_unlink, 4, True),
+    Check("T4", killed_at_a_rename, 12, True),
+    Check("T4", killed_at_an_unlink, 6, True),
     Check("T4", failed_at_an_fsync, 12, True),
     Check("T4", failed_at_a_line, 10, True),
     Check("T5", damaged_state, len(DAMAGES)),
