@@ -1,7 +1,7 @@
-"""prepare is killed, stopped, started twice and given damaged folders.
+"""prepare and train are killed, stopped, started twice and given damaged folders.
 
-A few runs each of tests/faults/prepare.py, which does many more when it is run by hand. Runs that
-nobody disturbs are made in this process.
+A few runs each of tests/faults/prepare.py and tests/faults/train.py, which do many more when they
+are run by hand. Runs that nobody disturbs are made in this process.
 """
 
 import random
@@ -14,6 +14,7 @@ if sys.platform != "linux":
     pytest.skip("processes are found in /proc", allow_module_level=True)
 
 from faults import prepare as faults
+from faults import train as training
 
 from dfdetect.integrity import find_damage
 
@@ -142,3 +143,59 @@ def test_where_nobody_reads_the_result_the_work_is_done(place, rng):
 
 def test_a_disk_that_takes_no_more_is_one_error_and_the_run_is_resumed(place, rng):
     faults.file_size_limit(place, 1, rng)
+
+
+# --- train -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Prepared data, and what runs that nobody disturbs end with."""
+    return training.Place(tmp_path_factory.mktemp("training"))
+
+
+def test_a_killed_training_is_resumed_to_the_same_bits(trained):
+    out = trained.new()
+    run = trained.begin(out)
+    training.until_line(run, out, 14)  # after the second validation
+    assert run.kill().left == []
+    assert not (out / "resume/state-00000036.pt").exists()
+    training.resumed(trained, out)
+
+
+def test_a_signal_to_training_saves_the_state_and_says_how_to_go_on(trained):
+    training.stop_by(trained, signal.SIGTERM, line=9)
+
+
+def test_a_validation_that_was_cut_short_is_made_up_for(trained, rng):
+    training.stopped_while_validating(trained, 0, rng)
+
+
+@pytest.mark.parametrize("part", ["position", "average"])  # of the others: test_train
+def test_each_part_of_a_state_that_is_left_out_would_show(trained, rng, part):
+    training.without_a_part(trained, training.PARTS.index(part), rng)
+
+
+@pytest.mark.parametrize("damage", ["a part missing", "a pickle that runs code", "NaN"])
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_damaged_state_is_named_and_passed_over_and_two_are_refused(trained, rng, damage):
+    training.damaged_state(trained, [*training.DAMAGES].index(damage), rng)
+
+
+@pytest.mark.parametrize("number", range(7))
+def test_training_on_something_else_than_before_is_refused_with_both_values(trained, rng, number):
+    training.other_than_before(trained, number, rng)
+
+
+@pytest.mark.parametrize("fault", training.DATA_FAULTS)
+def test_faults_of_the_data_are_named_before_a_run_is_begun(trained, rng, fault):
+    training.data_fault(trained, [*training.DATA_FAULTS].index(fault), rng)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3], ids=["weights", "loss", "gradient"])
+def test_training_that_diverges_names_the_step_and_leaves_finite_files(trained, rng, number):
+    training.diverging(trained, number, rng)
+
+
+def test_a_run_whose_folder_is_moved_away_says_so_and_can_go_on_when_it_is_back(trained, rng):
+    training.folder_removed(trained, 0, rng)

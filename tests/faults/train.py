@@ -300,10 +300,13 @@ def killed_while_resuming(place: Place, number: int, rng: random.Random) -> None
 # --- T3: negative controls -------------------------------------------------------------------
 
 
+PARTS = ("optimizer", "scheduler", "rng", "position", "average")
+
+
 def without_a_part(place: Place, number: int, rng: random.Random) -> None:
     """A part of the state that is left out shows in the end: what all the others compare has the
     power to notice it."""
-    part = ("optimizer", "scheduler", "rng", "position", "average")[number]
+    part = PARTS[number]
     kind = "did" if part == "rng" else "qad"
     preset, out = place.preset(kind), place.stopped(27, kind)
     state = load_state(out, preset, print)
@@ -918,23 +921,35 @@ def folder_removed(place: Place, number: int, rng: random.Random) -> None:
 
 def stopped_by_a_signal(place: Place, number: int, rng: random.Random) -> None:
     """4 Ctrl-C, 4 SIGTERM, 2 of either twice; to the group, as a terminal does, or to the process,
-    as a batch system does."""
+    as a batch system does; with and without a loader process."""
     which = (signal.SIGINT, signal.SIGTERM)[number in (4, 5, 6, 7, 9)]
+    gap = rng.uniform(0, 0.05) if number >= 8 else None
+    line, workers = rng.randrange(N_STEPS), ("--workers", number % 3 % 2)
+    stop_by(place, which, *workers, line=line, whole_group=bool(number % 2), gap=gap)
+
+
+def stop_by(
+    place: Place,
+    which: int,
+    *more: object,
+    line: int,
+    whole_group: bool = True,
+    gap: float | None = None,
+) -> None:
+    """After `line` lines of its log; once more after `gap` seconds."""
     out = place.new()
-    workers = ("--workers", str(number % 3 % 2))
-    run = place.begin(out, *workers)
-    until_line(run, out, rng.randrange(N_STEPS))
-    time.sleep(rng.uniform(0, 0.1))
+    run = place.begin(out, *more)
+    until_line(run, out, line)
     sent = time.monotonic()
-    run.signal(which, whole_group=bool(number % 2))
-    if number >= 8:
-        time.sleep(rng.uniform(0, 0.05))
-        run.signal(which, whole_group=bool(number % 2))
+    run.signal(which, whole_group)
+    if gap is not None:
+        time.sleep(gap)
+        run.signal(which, whole_group)
     ended = run.wait(60)
     took = time.monotonic() - sent
-    if number >= 8:  # the second need not wait for the state
-        refused(ended, ended.code)
+    if gap is not None:  # the second need not wait for the state
         assert ended.code in (130, 143), f"exit {ended.code}"
+        refused(ended, ended.code)
     elif ended.code:
         refused(ended, 128 + which, "the state is saved", "dfdetect train --resume")
         step = int(_words(ended.err, "stopped at step ")[0])
@@ -1056,7 +1071,7 @@ PLAN = [
     Check("T1", killed_and_resumed, 20, True),
     Check("T2", killed_again_and_again, 5, True),
     Check("T2", killed_while_resuming, 5, True),
-    Check("T3", without_a_part, 5),
+    Check("T3", without_a_part, len(PARTS)),
     Check("T4", killed_at_a_rename, 12, True),
     Check("T4", killed_at_an_unlink, 6, True),
     Check("T4", failed_at_an_fsync, 12, True),
