@@ -174,6 +174,15 @@ def pooled_mlp(channels: int, outputs: int, hidden: int = 512) -> nn.Sequential:
 
 
 def _make_backbone(name: str, colour: str, num_classes: int, weights: str) -> nn.Module:
+    """With a new classifier as PyTorch initialises it: for two classes timm's EfficientNets begin
+    with weights up to 0.7, and so with a cross-entropy of 10 and more."""
+    model = _with_weights(name, colour, num_classes, weights)
+    if num_classes:
+        model.reset_classifier(num_classes)
+    return model
+
+
+def _with_weights(name: str, colour: str, num_classes: int, weights: str) -> nn.Module:
     base = name.split(".")[0]
     if not timm.is_model(base):
         raise unknown("backbone", base, timm.list_models())
@@ -231,8 +240,6 @@ def _from_file(name: str, arguments: dict, path: str) -> nn.Module:
     if missing:
         cause = f"{len(missing)} of {len(before)} tensors missing, first {missing[0]}"
         raise DfdetectError(f"{path}: not weights of {name} ({cause})", hint)
-    if arguments["num_classes"]:
-        loaded.reset_classifier(arguments["num_classes"])  # new, from the run's own seed
     return loaded
 
 

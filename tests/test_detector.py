@@ -131,3 +131,13 @@ def test_a_backbone_without_maps_to_attend_to_is_refused_by_name(name):
     detector = Detector(name, 160, head="attention")
     with pytest.raises(DfdetectError, match=f"{name} does not end in maps"):
         detector(torch.rand(1, 3, 160, 160))
+
+
+@pytest.mark.parametrize("backbone", ["test_efficientnet", "test_resnet", "tf_efficientnet_b0"])
+def test_a_new_network_begins_undecided(backbone):
+    """Cross-entropy near log 2 before the first step, whatever timm does to a small classifier."""
+    torch.manual_seed(0)
+    detector = Detector(backbone, 64).train()
+    logits = detector.class_logits(detector.features(torch.rand(16, 3, 64, 64)).final)
+    loss = torch.nn.functional.cross_entropy(logits, torch.arange(16) % 2)
+    assert 0.3 < loss.item() < 1.2
