@@ -71,8 +71,8 @@ def load_training_data(
                 if any({"train", "val"} <= splits for splits in leaks.values()):
                     no_calls = "people of its validation are in its training too"
                 notes.append(
-                    f"{len(leaks)} identities of {folder.resolve().name} are in more than one "
-                    "split; its figures say nothing about people it has not seen"
+                    f"identities of {folder.resolve().name} in more than one split: {len(leaks)}; "
+                    "its figures say nothing about people it has not seen"
                 )
         else:
             strict_pairs += sorted(pairs)
