@@ -215,6 +215,21 @@ Loaders = Annotated[
         rich_help_panel=RUNTIME,
     ),
 ]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="Start from pretrained (ImageNet, fetched), none, or a weights file.",
+        rich_help_panel=MODEL,
+    ),
+]
+AllowAuditFail = Annotated[
+    bool,
+    typer.Option(
+        "--allow-audit-fail",
+        help="Accept what `dfdetect audit` calls a FAIL.",
+        rich_help_panel=RUNTIME,
+    ),
+]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="No progress, only results.", rich_help_panel=OUTPUT)
 ]

@@ -10,10 +10,12 @@ from dfdetect.cli.edge import (
     MODEL,
     OUTPUT,
     RUNTIME,
+    AllowAuditFail,
     Data,
     DryRun,
     Json,
     Quiet,
+    Weights,
     progress,
     say,
     show,
@@ -30,13 +32,7 @@ def sweep(
     ],
     *,
     data: Data,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="Start every cell from pretrained (ImageNet, fetched), none, or a weights file.",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
+    weights: Weights = None,
     only: Annotated[
         list[str],
         typer.Option(
@@ -56,14 +52,7 @@ def sweep(
             rich_help_panel=RUNTIME,
         ),
     ] = "auto",
-    allow_audit_fail: Annotated[
-        bool,
-        typer.Option(
-            "--allow-audit-fail",
-            help="Accept what `dfdetect audit` calls a FAIL.",
-            rich_help_panel=RUNTIME,
-        ),
-    ] = False,
+    allow_audit_fail: AllowAuditFail = False,
     dry_run: DryRun = False,
 ) -> None:
     """Train and measure every cell of a grid, and compare them in one table.

@@ -15,11 +15,13 @@ from dfdetect.cli.edge import (
     MODEL,
     OUTPUT,
     RUNTIME,
+    AllowAuditFail,
     Device,
     DryRun,
     Json,
     Loaders,
     Quiet,
+    Weights,
     below,
     is_watched,
     say,
@@ -48,13 +50,7 @@ def train(
             "--set", help="Preset option as epochs=2 or optimizer.lr=1e-3.", rich_help_panel=MODEL
         ),
     ] = [],  # noqa: B006
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="Start from pretrained (ImageNet, fetched), none, or a weights file.",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
+    weights: Weights = None,
     out: Annotated[Path, typer.Option(help="Folder of the run.", rich_help_panel=OUTPUT)],
     tensorboard: Annotated[
         bool,
@@ -80,14 +76,7 @@ def train(
             rich_help_panel=RUNTIME,
         ),
     ] = False,
-    allow_audit_fail: Annotated[
-        bool,
-        typer.Option(
-            "--allow-audit-fail",
-            help="Accept what `dfdetect audit` calls a FAIL.",
-            rich_help_panel=RUNTIME,
-        ),
-    ] = False,
+    allow_audit_fail: AllowAuditFail = False,
     dry_run: DryRun = False,
 ) -> None:
     """Train a detector on prepared crops.
