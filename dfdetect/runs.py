@@ -196,9 +196,7 @@ def save_state(out: Path, state: State) -> None:
     content = buffer.getbuffer()
     path = out / "resume" / f"state-{state['step']:08d}.pt"
     write_whole(path, _MAGIC, hashlib.sha256(content).digest(), content)
-    for old in _states(out)[KEPT_STATES:]:
-        with suppress(OSError):
-            old.unlink()
+    _drop_oldest(out)
 
 
 def load_state(out: Path, preset: Preset, on_warning: Callable[[str], None]) -> State | None:
@@ -236,6 +234,7 @@ def forget_after(out: Path, state: State | None) -> None:
     for path in _states(out):
         if int(path.stem.removeprefix("state-")) > step:  # damaged ones
             path.unlink()
+    _drop_oldest(out)  # a run may have been killed between saving one and dropping another
     log = out / "metrics.jsonl"
     if log.exists():
         try:
@@ -272,6 +271,13 @@ class _Damaged(Exception):
 def _states(out: Path) -> list[Path]:
     """Newest first."""
     return sorted((out / "resume").glob("state-*.pt"), reverse=True)
+
+
+def _drop_oldest(out: Path) -> None:
+    """Keep the newest few."""
+    for old in _states(out)[KEPT_STATES:]:
+        with suppress(OSError):
+            old.unlink()
 
 
 def _read_state(path: Path, preset: Preset) -> State:
