@@ -310,7 +310,8 @@ def without_a_part(place: Place, number: int, rng: random.Random) -> None:
     kind = "did" if part == "rng" else "qad"
     preset, out = place.preset(kind), place.stopped(27, kind)
     state = load_state(out, preset, print)
-    changed = ("state method", "detector.safetensors", "metrics.jsonl")
+    # Not the checkpoint: the best may be older than the state that was tampered with.
+    changed = ("state method", "metrics.jsonl")
     from_the_start = mock.patch.object(verb, "training_batches", _from_the_start)
     if part == "optimizer":
         state["optimizer"]["state"] = {}
@@ -324,7 +325,7 @@ def without_a_part(place: Place, number: int, rng: random.Random) -> None:
         averaged = {"module." + n.removeprefix("detector."): t for n, t in weights.items()}
         assert averaged.keys() | {"n_averaged"} == state["average"].keys()
         state["average"] = {**averaged, "n_averaged": torch.tensor(0)}
-        changed = ("state average", "detector.safetensors")
+        changed = ("state average",)  # a few frames of val may not show it
     save_state(out, state)
     with from_the_start if part == "position" else mock.patch.object(verb, "MEASURE_EVERY", 10):
         place.train(out, kind, resume=True)
