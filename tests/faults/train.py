@@ -352,7 +352,7 @@ def killed_at_a_rename(place: Place, number: int, rng: random.Random) -> None:
 
 
 def killed_at_an_unlink(place: Place, number: int, rng: random.Random) -> None:
-    killed_at(place, UNLINKS, number + 2)
+    killed_at(place, UNLINKS, number + 1)
 
 
 def killed_at(place: Place, calls: str, n: int, kind: str = "qad") -> None:
