@@ -66,10 +66,10 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, detector: Detector, info: CheckpointInfo) -> None:
-    """Write the file whole or not at all."""
+    """Write the file whole or not at all, into a folder that is there."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in detector.state_dict().items()}
     content = json.dumps(info.model_dump(), allow_nan=False, sort_keys=True)
-    write_whole(path, save(tensors, metadata={"dfdetect": content}))
+    write_whole(path, save(tensors, metadata={"dfdetect": content}), make_folder=False)
 
 
 def read_info(path: Path) -> CheckpointInfo:

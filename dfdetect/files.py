@@ -19,7 +19,9 @@ import yaml
 from dfdetect.errors import DfdetectError, ExitCode
 
 
-def write_whole(path: Path, content: bytes | str, *more: bytes | memoryview) -> None:
+def write_whole(
+    path: Path, content: bytes | str, *more: bytes | memoryview, make_folder: bool = True
+) -> None:
     """Write `content`, and `more` after it, completely, or raise and leave `path` as it was.
 
     Errors: DfdetectError with ExitCode.ENVIRONMENT when the disk is full or not writable.
@@ -29,7 +31,8 @@ def write_whole(path: Path, content: bytes | str, *more: bytes | memoryview) -> 
         f".tmp-{os.getpid()}-{hashlib.sha1(path.name.encode()).hexdigest()[:12]}"
     )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             for part in (content, *more):
                 file.write(part)

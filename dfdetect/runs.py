@@ -13,8 +13,8 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -185,18 +185,35 @@ def save_state(out: Path, state: State) -> None:
     Errors: DfdetectError with ExitCode.ENVIRONMENT if the disk is full or not writable, or the run
     folder is gone; the states before stay.
     """
-    if not (out / "run.json").exists():
-        raise DfdetectError(
-            f"{out}: the run's folder was removed or emptied while it trained",
-            "start again with another --out",
-            ExitCode.ENVIRONMENT,
-        )
     buffer = io.BytesIO()
     torch.save({"format": STATE_FORMAT, **state}, buffer)
     content = buffer.getbuffer()
     path = out / "resume" / f"state-{state['step']:08d}.pt"
-    write_whole(path, _MAGIC, hashlib.sha256(content).digest(), content)
+    with in_its_folder(out):
+        with suppress(FileNotFoundError):  # told of below
+            path.parent.mkdir(exist_ok=True)
+        write_whole(path, _MAGIC, hashlib.sha256(content).digest(), content, make_folder=False)
     _drop_oldest(out)
+
+
+@contextmanager
+def in_its_folder(out: Path) -> Iterator[None]:
+    """Writes into a run that has begun, whose folder must not be made again if it is gone.
+
+    Errors: DfdetectError with ExitCode.ENVIRONMENT if it was removed, moved or emptied.
+    """
+    try:
+        if (out / "run.json").exists():
+            yield
+            return
+    except DfdetectError:
+        if (out / "run.json").exists():
+            raise
+    raise DfdetectError(
+        f"{out}: the run's folder was removed or emptied while it trained",
+        "start again with another --out",
+        ExitCode.ENVIRONMENT,
+    )
 
 
 def load_state(out: Path, preset: Preset, on_warning: Callable[[str], None]) -> State | None:

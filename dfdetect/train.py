@@ -48,6 +48,7 @@ from dfdetect.runs import (
     audit_fail_accepted,
     begin_run,
     forget_after,
+    in_its_folder,
     json_line,
     load_state,
     refuse_other_run,
@@ -411,7 +412,8 @@ class _Run:
         # checkpoint is missing and writes it.
         self._save_state(info)
         if info and self.is_main:
-            save_checkpoint(self.out / FILE_NAME, detector, info)
+            with in_its_folder(self.out):
+                save_checkpoint(self.out / FILE_NAME, detector, info)
         self.accelerator.wait_for_everyone()
 
     def _detector(self) -> Detector:
