@@ -1,8 +1,10 @@
 """Detector: face crops in, one logit out. The only file that imports timm.
 
 A backbone from timm, a head, and the normalisation as buffers, so that a checkpoint carries all.
-Two heads: `linear` (timm's pooled classifier with two logits, QAD Eq. 1) and `attention` (DID: the
-deepfake attention, then a small network on the attended features).
+Three heads: `linear` (timm's pooled classifier with two logits, QAD Eq. 1), `unit` (a linear layer
+on pooled features of length one) and `attention` (DID: the deepfake attention, then a small network
+on the attended features; with `domains` also a second attention and classifier, which tell the
+forgery technique and do not enter the logit).
 """
 
 import logging
@@ -17,7 +19,9 @@ from torch import Tensor, nn
 from dfdetect.errors import DfdetectError, unknown
 
 REC601 = (0.299, 0.587, 0.114)
-Head = Literal["linear", "attention"]
+Colour = Literal["rgb", "gray", "gray3"]
+Head = Literal["linear", "unit", "attention"]
+Attention = Literal["product", "sum", "channel", "spatial"]
 
 
 class Features(NamedTuple):
@@ -27,6 +31,16 @@ class Features(NamedTuple):
     taps: list[Tensor]
 
 
+class Decomposition(NamedTuple):
+    """Maps [N,C,h,w] of one batch (DID section 3): `whole` = `deepfake` + `rest`, and `domain`, the
+    part of `rest` that tells the forgery technique; None without a domain head."""
+
+    whole: Tensor
+    deepfake: Tensor
+    rest: Tensor
+    domain: Tensor | None
+
+
 class Detector(nn.Module):
     """forward(images [N,3,S,S] RGB in 0..1) -> logits [N], positive = fake."""
 
@@ -34,12 +48,15 @@ class Detector(nn.Module):
         self,
         backbone: str,
         image_size: int,
-        colour: Literal["rgb", "gray"] = "rgb",
+        colour: Colour = "rgb",
         head: Head = "linear",
-        attention: Literal["product", "sum"] = "product",
+        attention: Attention = "product",
+        domains: int = 0,
         weights: str = "none",
     ) -> None:
-        """`attention`: how the attention head joins its two branches.
+        """`colour`: rgb; gray, one channel; gray3, that channel three times, for a stem whose
+        weights are of RGB. `attention`: how the attention head joins its two branches, or the one
+        it has. `domains`: classes of its domain head, real and each technique; 0 for none.
 
         `weights`: `pretrained` (fetched by timm), `none`, or a file of this backbone's weights.
 
@@ -48,13 +65,15 @@ class Detector(nn.Module):
         super().__init__()
         self.settings = {
             "backbone": backbone, "image_size": image_size, "colour": colour,
-            "head": head, "attention": attention,
+            "head": head, "attention": attention, "domains": domains,
         }  # fmt: skip
         self.image_size, self.colour = image_size, colour
-        self.backbone = _make_backbone(backbone, colour, 2 if head == "linear" else 0, weights)
+        outputs = 2 if head == "linear" else 0
+        self.backbone = _make_backbone(backbone, image_size, colour, outputs, weights)
         mean, std = (torch.tensor(self.backbone.pretrained_cfg[k]) for k in ("mean", "std"))
-        if colour == "gray":
-            mean, std = mean.mean().view(1), std.mean().view(1)
+        if colour != "rgb":
+            if colour == "gray":
+                mean, std = mean.mean().view(1), std.mean().view(1)
             self.register_buffer("to_gray", torch.tensor(REC601).view(1, 3, 1, 1))
         self.register_buffer("mean", mean.view(1, -1, 1, 1))
         self.register_buffer("std", std.view(1, -1, 1, 1))
@@ -63,19 +82,30 @@ class Detector(nn.Module):
         self.strides = [stage["reduction"] for stage in stages]
         self.channels = {stage["reduction"]: stage["num_chs"] for stage in stages}
         self.n_features = self.backbone.num_features
-        if head == "attention":
+        if head == "unit":
+            self.classifier = nn.Linear(self.backbone.head_hidden_size, 2)
+        elif head == "attention":
             self.attention = FeatureAttention(self.n_features, attention)
             self.classifier = pooled_mlp(self.n_features, 1)
+        if domains:
+            self.domain_attention = FeatureAttention(self.n_features, attention)
+            self.domain_classifier = pooled_mlp(self.n_features, domains)
 
     @property
     def head(self) -> Head:
         return self.settings["head"]
 
+    @property
+    def tells_domains(self) -> bool:
+        """Whether it has a domain head."""
+        return self.settings["domains"] > 0
+
     def head_parameters(self) -> list[nn.Parameter]:
-        """What is not the feature extractor: attention and classifier."""
+        """What is not the feature extractor: attentions and classifiers."""
         if self.head == "linear":
             return list(self.backbone.get_classifier().parameters())
-        return [*self.attention.parameters(), *self.classifier.parameters()]
+        backbone = {id(p) for p in self.backbone.parameters()}
+        return [p for p in self.parameters() if id(p) not in backbone]
 
     def compile_features(self) -> None:
         """Run the backbone through torch.compile from now on; same weights, same state_dict."""
@@ -83,7 +113,7 @@ class Detector(nn.Module):
 
     def features(self, images: Tensor, strides: Sequence[int] = ()) -> Features:
         """Maps of images [N,3,S,S] in 0..1; `strides` names the taps, for example (8, 16, 32)."""
-        if self.colour == "gray":
+        if self.colour != "rgb":
             images = (images * self.to_gray).sum(1, keepdim=True)
         normalised = (images - self.mean) / self.std
         if not strides:
@@ -96,73 +126,98 @@ class Detector(nn.Module):
         return Features(final, maps)
 
     def class_logits(self, final: Tensor) -> Tensor:
-        """[N,C,h,w] -> [N,2] logits of (real, fake); the linear head only."""
-        return self.backbone.forward_head(final)
+        """[N,C,h,w] -> [N,2] logits of (real, fake); the attention head, which has one logit, gives
+        (0, that): their softmax is its sigmoid."""
+        if self.head == "linear":
+            return self.backbone.forward_head(final)
+        if self.head == "unit":
+            pooled = self.backbone.forward_head(final, pre_logits=True)
+            return self.classifier(nn.functional.normalize(pooled, dim=1))
+        logit = self.classifier(self.decompose(final).deepfake)
+        return torch.cat([torch.zeros_like(logit), logit], 1)
 
-    def attended(self, final: Tensor) -> tuple[Tensor, Tensor]:
-        """(I_df, I_os): deepfake features and the rest, which sum to `final` (DID section 3).
+    def decompose(self, final: Tensor) -> Decomposition:
+        """The parts of `final` [N,C,h,w]; the attention head only.
 
         Errors: DfdetectError for a backbone that ends in tokens, or has its channels last.
         """
+        deepfake = self._attended(final)
+        rest = final - deepfake
+        domain = self.domain_attention(rest) * rest if self.tells_domains else None
+        return Decomposition(final, deepfake, rest, domain)
+
+    def domain_logits(self, domain: Tensor) -> Tensor:
+        """[N,C,h,w] -> [N,domains]; class 0 is real."""
+        return self.domain_classifier(domain)
+
+    def forward(self, images: Tensor) -> Tensor:
+        final = self.features(images).final
+        if self.head == "attention":  # the domain head is not needed here
+            return self.classifier(self._attended(final)).squeeze(1)
+        logits = self.class_logits(final)
+        return logits[:, 1] - logits[:, 0]  # sigmoid of it is softmax[1]
+
+    def _attended(self, final: Tensor) -> Tensor:
         if final.ndim != 4 or final.shape[1] != self.n_features:
             raise DfdetectError(
                 f"{self.settings['backbone']} does not end in maps [N,C,h,w], which DID attends to",
                 "choose a convolutional backbone, for example resnet50.tv_in1k",
             )
-        mask = self.attention(final)
-        deepfake = mask * final
-        return deepfake, final - deepfake
-
-    def forward(self, images: Tensor) -> Tensor:
-        final = self.features(images).final
-        if self.head == "attention":
-            return self.classifier(self.attended(final)[0]).squeeze(1)
-        logits = self.class_logits(final)
-        return logits[:, 1] - logits[:, 0]  # sigmoid of it is softmax[1]
+        return self.attention(final) * final
 
 
 class FeatureAttention(nn.Module):
     """DID's attention (CrossDF Fig. 3, sizes and fusion reconstructed): [N,C,h,w] -> mask in (0,1).
 
     Channel branch: average, maximum and a learned pooling over space, then a bottleneck. Spatial
-    branch: the same three over channels, then a 7x7 convolution. The mask
-    is the product of their sigmoids, or with `combine="sum"` the sigmoid of their sum.
+    branch: the same three over channels, then a 7x7 convolution. The mask is the product of their
+    sigmoids; with `combine` sum the sigmoid of their sum, with channel or spatial one branch alone.
     """
 
-    def __init__(
-        self, channels: int, combine: Literal["product", "sum"] = "product", reduction: int = 16
-    ) -> None:
+    def __init__(self, channels: int, combine: Attention = "product", reduction: int = 16) -> None:
         super().__init__()
         hidden = max(channels // reduction, 4)
         self.combine = combine
-        self.space_pool = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False), nn.PReLU()
-        )
-        self.channel = nn.Sequential(
-            nn.Conv2d(3 * channels, hidden, 1), nn.PReLU(), nn.Conv2d(hidden, channels, 1)
-        )
-        self.channel_pool = nn.Sequential(nn.Conv2d(channels, 1, 1), nn.PReLU())
-        self.spatial = nn.Conv2d(3, 1, 7, padding=3)
+        if combine != "spatial":
+            self.space_pool = nn.Sequential(
+                nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False), nn.PReLU()
+            )
+            self.channel = nn.Sequential(
+                nn.Conv2d(3 * channels, hidden, 1), nn.PReLU(), nn.Conv2d(hidden, channels, 1)
+            )
+        if combine != "channel":
+            self.channel_pool = nn.Sequential(nn.Conv2d(channels, 1, 1), nn.PReLU())
+            self.spatial = nn.Conv2d(3, 1, 7, padding=3)
 
     def forward(self, features: Tensor) -> Tensor:
-        # The learned pooling is a sum over space. Its size would depend on the input; here it is
-        # divided by the area at every pass, not only in the initial weights.
+        if self.combine == "spatial":
+            return torch.sigmoid(self._over_channels(features)).expand_as(features)
+        if self.combine == "channel":
+            return torch.sigmoid(self._over_space(features)).expand_as(features)
+        channel, spatial = self._over_space(features), self._over_channels(features)
+        if self.combine == "sum":
+            return torch.sigmoid(channel + spatial)
+        return torch.sigmoid(channel) * torch.sigmoid(spatial)
+
+    def _over_space(self, features: Tensor) -> Tensor:
+        """[N,C,1,1]. The learned pooling is a sum over space. Its size would depend on the input;
+        here it is divided by the area at every pass, not only in the initial weights."""
         area = features.shape[-2] * features.shape[-1]
-        over_space = [
+        pooled = [
             features.mean((2, 3), keepdim=True),
             features.amax((2, 3), keepdim=True),
             self.space_pool(features).sum((2, 3), keepdim=True) / area,
         ]
-        over_channels = [
+        return self.channel(torch.cat(pooled, 1))
+
+    def _over_channels(self, features: Tensor) -> Tensor:
+        """[N,1,h,w]"""
+        pooled = [
             features.mean(1, keepdim=True),
             features.amax(1, keepdim=True),
             self.channel_pool(features),
         ]
-        channel = self.channel(torch.cat(over_space, 1))
-        spatial = self.spatial(torch.cat(over_channels, 1))
-        if self.combine == "sum":
-            return torch.sigmoid(channel + spatial)
-        return torch.sigmoid(channel) * torch.sigmoid(spatial)
+        return self.spatial(torch.cat(pooled, 1))
 
 
 def pooled_mlp(channels: int, outputs: int, hidden: int = 512) -> nn.Sequential:
@@ -173,20 +228,24 @@ def pooled_mlp(channels: int, outputs: int, hidden: int = 512) -> nn.Sequential:
     )  # fmt: skip
 
 
-def _make_backbone(name: str, colour: str, num_classes: int, weights: str) -> nn.Module:
+def _make_backbone(
+    name: str, image_size: int, colour: Colour, num_classes: int, weights: str
+) -> nn.Module:
     """With a new classifier as PyTorch initialises it: for two classes timm's EfficientNets begin
     with weights up to 0.7, and so with a cross-entropy of 10 and more."""
-    model = _with_weights(name, colour, num_classes, weights)
+    base = name.split(".")[0]
+    if not timm.is_model(base):
+        raise unknown("backbone", base, timm.list_models())
+    arguments: dict = {"num_classes": num_classes, "in_chans": 1 if colour == "gray" else 3}
+    if timm.get_pretrained_cfg(base).fixed_input_size:  # transformers whose positions are learned
+        arguments["img_size"] = image_size
+    model = _with_weights(name, arguments, weights)
     if num_classes:
         model.reset_classifier(num_classes)
     return model
 
 
-def _with_weights(name: str, colour: str, num_classes: int, weights: str) -> nn.Module:
-    base = name.split(".")[0]
-    if not timm.is_model(base):
-        raise unknown("backbone", base, timm.list_models())
-    arguments: dict = {"num_classes": num_classes, "in_chans": 3 if colour == "rgb" else 1}
+def _with_weights(name: str, arguments: dict, weights: str) -> nn.Module:
     if weights == "none":
         return timm.create_model(name, pretrained=False, **arguments)
     if weights != "pretrained":

@@ -12,14 +12,17 @@ from dfdetect.presets import Optimizer, Preset
 
 def make_optimizer(method: Method, options: Optimizer) -> torch.optim.Optimizer:
     """The backbone at lr times `backbone_lr_scale`, everything else at lr, also the linear head,
-    which timm keeps inside its model."""
+    which timm keeps inside its model. Learned weights between loss terms do not decay."""
     head = {id(p) for p in method.detector.head_parameters()}
     backbone = [p for p in method.detector.backbone.parameters() if id(p) not in head]
-    inside = {id(p) for p in backbone}
+    balance = method.balancing_parameters()
+    inside = {id(p) for p in [*backbone, *balance]}
     rest = [p for p in method.parameters() if id(p) not in inside]
-    groups = [{"params": backbone, "lr": options.lr * options.backbone_lr_scale}]
+    groups: list[dict] = [{"params": backbone, "lr": options.lr * options.backbone_lr_scale}]
     if rest:
         groups.append({"params": rest, "lr": options.lr})
+    if balance:
+        groups.append({"params": balance, "lr": options.lr, "weight_decay": 0.0})
     if options.name == "sgd":
         return torch.optim.SGD(groups, momentum=0.9, weight_decay=options.weight_decay)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.name]

@@ -20,7 +20,9 @@ class _Section(BaseModel):
 class Backbone(_Section):
     name: str = Field(description="timm model, with the tag of its ImageNet weights")
     weights: str = Field("pretrained", description="pretrained, none, or a file of this model")
-    colour: Literal["rgb", "gray"] = "rgb"
+    colour: Literal["rgb", "gray", "gray3"] = Field(
+        "rgb", description="gray is one channel, gray3 the same three times"
+    )
 
 
 class MethodChoice(BaseModel):
@@ -87,13 +89,16 @@ class Preset(_Section):
     qualities: tuple[str, ...] = Field(
         ("raw", "c23", "c40"), description="as prepared; jNN and jA-B are also made from raw"
     )
+    leave_out: tuple[str, ...] = Field(
+        (), description="manipulations neither trained nor validated on, for example EDTalk*"
+    )
     batch_size: int = Field(64, ge=2, description="samples per step; each brings all its qualities")
     epochs: int = Field(32, ge=1)
     steps_per_epoch: int | None = Field(None, ge=1, description="default: one pass over the data")
     validate_per_epoch: int = Field(1, ge=1)
     select: Literal["accuracy", "auc"] = Field("accuracy", description="best checkpoint on val by")
     sampler: Literal[
-        "shuffle", "uniform", "class_balanced", "domain_balanced", "video_balanced"
+        "shuffle", "uniform", "class_balanced", "domain_balanced", "video_balanced", "source_paired"
     ] = "shuffle"
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
@@ -112,13 +117,18 @@ class Preset(_Section):
     def _qualities(cls, value: Any) -> Any:
         return tuple(quality.name for quality in parse_qualities(listed(value), ranges=True))
 
+    @field_validator("leave_out", mode="before")
+    @classmethod
+    def _leave_out(cls, value: Any) -> Any:
+        return tuple(listed(value))
+
 
 def listed(value: Any) -> list[str]:
     """The names in `a,b` or [a, b]. Errors: ValueError for anything else."""
     names = value.split(",") if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise ValueError("names as raw,c23,c40 are needed")
-    return list(names)
+    return [name.strip() for name in names]
 
 
 def preset_folders() -> list[Path]:

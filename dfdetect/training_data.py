@@ -1,12 +1,13 @@
 """Prepared folders -> what a run trains and validates on, or why it cannot."""
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dfdetect.audit import LEAKS, Finding, audit
 from dfdetect.data import at_qualities, check_crops
-from dfdetect.errors import DfdetectError
+from dfdetect.errors import DfdetectError, unknown
 from dfdetect.faces import CropRecipe
 from dfdetect.files import read_json
 from dfdetect.manifest import Sample, fingerprint, identity_leaks, read_samples, refuse_leaks
@@ -85,6 +86,7 @@ def load_training_data(
                 f"{folder} was cropped with {crop}, {first[0]} with {first[1]}",
                 "prepare both with the same options",
             )
+    rows = _without(rows, preset.leave_out)
     train_rows, val_rows = ([s for s in rows if s.split == split] for split in ("train", "val"))
     at_each = {q: [s for s in val_rows if s.quality == q] for q in preset.qualities}
     parts = {"train split": train_rows, "val split": val_rows}
@@ -108,6 +110,19 @@ def load_training_data(
         no_calls = f"it was trained although the audit found leaks ({', '.join(leaked)})"
     domains = ["real", *sorted({s.manipulation for s in train_rows if s.label})]
     return TrainingData(train_rows, val_rows, domains, first[1], fingerprint(rows), notes, no_calls)
+
+
+def _without(rows: list[Sample], left_out: Sequence[str]) -> list[Sample]:
+    """Rows that are no fake of a manipulation `left_out`, by name or pattern.
+
+    Errors: DfdetectError for one that is not there.
+    """
+    there = {row.manipulation for row in rows if row.label}
+    for pattern in left_out:
+        if not any(fnmatchcase(name, pattern) for name in there):
+            raise unknown("manipulation in leave_out:", pattern, there)
+    dropped = {name for name in there if any(fnmatchcase(name, p) for p in left_out)}
+    return [row for row in rows if not row.label or row.manipulation not in dropped]
 
 
 def _audited(data: Sequence[Path], allow_fail: bool) -> list[Finding]:

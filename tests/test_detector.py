@@ -103,11 +103,12 @@ def test_a_pickle_in_a_weights_file_is_not_run(tmp_path):
     assert not canary.exists()
 
 
-@pytest.mark.parametrize("combine", ["product", "sum"])
+@pytest.mark.parametrize("combine", ["product", "sum", "channel", "spatial"])
 def test_attention_splits_the_features_without_loss(combine):
     detector = Detector(TINY, 64, head="attention", attention=combine)
     final = torch.randn(2, detector.n_features, 2, 2)
-    deepfake, rest = detector.attended(final)
+    _, deepfake, rest, domain = detector.decompose(final)
+    assert domain is None
     assert torch.allclose(deepfake + rest, final, atol=1e-6)
     mask = FeatureAttention(32, combine)(torch.randn(2, 32, 7, 7))
     assert mask.shape == (2, 32, 7, 7)

@@ -8,11 +8,12 @@ from dfdetect.methods.base import Method, Options, StepLoss
 from dfdetect.methods.bce import Bce
 from dfdetect.methods.did import Did
 from dfdetect.methods.qad import Qad
+from dfdetect.methods.qadid import QadDid
 from dfdetect.presets import Preset, invalid_field
 
 __all__ = ["SHELF", "Method", "StepLoss", "make_method", "method_options"]
 
-SHELF: dict[str, type[Method]] = {"bce": Bce, "qad": Qad, "did": Did}
+SHELF: dict[str, type[Method]] = {"bce": Bce, "qad": Qad, "did": Did, "qadid": QadDid}
 
 
 def method_options(preset: Preset) -> tuple[type[Method], Options]:
@@ -37,6 +38,6 @@ def make_method(preset: Preset, n_domains: int) -> Method:
         image_size=preset.image_size,
         colour=preset.backbone.colour,
         weights=preset.backbone.weights,
-        **kind.detector_settings(options),
+        **kind.detector_settings(options, n_domains),
     )
     return kind(detector, options, n_domains)

@@ -101,7 +101,9 @@ def _gradients(
     """The sum of the parts, detached, and the gradient of `scale` times it."""
     total, gradients = None, None
     for part in parts:
-        of_part = list(torch.autograd.grad(part * scale, weights))
+        of_part = list(
+            torch.autograd.grad(part * scale, weights, allow_unused=True, materialize_grads=True)
+        )
         if gradients is None:
             total, gradients = part.detach(), of_part
         else:

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from dfdetect.data import Batch
-from dfdetect.detector import Detector
+from dfdetect.detector import Detector, Features
 
 
 class StepLoss(NamedTuple):
@@ -45,9 +45,28 @@ class Method(nn.Module):
         self.measure = False  # whether this step should also fill the costlier notes
 
     @classmethod
-    def detector_settings(cls, options: Options) -> dict[str, str]:
+    def detector_settings(cls, options: Options, n_domains: int) -> dict[str, Any]:
         """Keyword arguments of the Detector that this method trains."""
         return {"head": cls.head}
+
+    @classmethod
+    def domains(cls, options: Options, in_data: Sequence[str]) -> list[str]:
+        """Names of the domains that it tells apart, real first; `in_data` are those of the
+        manifest. A manipulation that is not among them belongs to no domain that is known yet."""
+        return list(in_data)
+
+    def regroups(self, epoch: int) -> bool:
+        """Whether the fakes are to be put into domains anew, by what the method makes of them,
+        before this epoch's first step."""
+        return False
+
+    def grouping_features(self, images: Tensor) -> Tensor:
+        """[N,3,S,S] in 0..1 -> [N,D]: what fakes are put into domains by."""
+        raise NotImplementedError
+
+    def balancing_parameters(self) -> list[nn.Parameter]:
+        """Weights between loss terms that are learned; weight decay is not for them."""
+        return []
 
     def at(self, step: int, n_steps: int, epoch: int, n_epochs: int) -> None:
         """Told before every step where training stands; for schedules of the method's own."""
@@ -62,7 +81,7 @@ class Method(nn.Module):
         """Whether a step may leave trainable parameters without a gradient, which processes that
         average gradients must know beforehand."""
         # The attention head leaves what some backbones have after their last map unused.
-        return cls.detector_settings(options)["head"] == "attention"
+        return cls.detector_settings(options, 2)["head"] == "attention"
 
     def tapped_maps(self) -> dict[int, tuple[int, int, int]]:
         """Stride -> (C, H, W) of the inner maps that the loss looks at."""
@@ -77,17 +96,14 @@ class Method(nn.Module):
         """
         yield {}
 
-    def class_logits(
-        self, batch: Batch, strides: tuple[int, ...] = ()
-    ) -> tuple[Tensor, list[Tensor]]:
-        """One concatenated forward of the linear head: logits [M,B,2] and taps [M*B,C,H,W].
+    def maps(self, batch: Batch, strides: tuple[int, ...] = ()) -> Features:
+        """The detector's maps of images [B,M,3,S,S], in one forward, quality after quality
+        [M*B,...]; in one batch the order of the qualities does not matter to batch norm."""
+        return self.detector.features(batch.images.transpose(0, 1).flatten(0, 1), strides)
 
-        Images come as [B,M,3,S,S]; in one batch the order of the qualities does not matter to
-        batch norm.
-        """
-        b, m = batch.images.shape[:2]
-        final, taps = self.detector.features(batch.images.transpose(0, 1).flatten(0, 1), strides)
-        return precise(self.detector.class_logits(final)).unflatten(0, (m, b)), taps
+    def class_logits(self, final: Tensor, n_qualities: int) -> Tensor:
+        """Logits [M,B,2] of (real, fake) of maps [M*B,...]."""
+        return precise(self.detector.class_logits(final)).unflatten(0, (n_qualities, -1))
 
     def forward(self, batch: Batch) -> StepLoss:
         raise NotImplementedError

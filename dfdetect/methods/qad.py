@@ -11,7 +11,7 @@ and the paper's form of Fang & Lin (`soft+pairwise`) are values of the same opti
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -93,30 +93,28 @@ class Options(base.Options):
         return self.compares_maps and (self.collab, self.center) == ("center", "class")
 
 
-class QadLoss(NamedTuple):
-    """Cross-entropy L1, collaborative term L2 (before its weight), both scalars."""
+def classification_loss(logits: Tensor, labels: Tensor, options: Options) -> Tensor:
+    """L1 of Eq. 9: cross-entropy over all qualities, or the soft labels that take its place.
 
-    l1: Tensor
-    l2: Tensor
+    logits [M,B,2], labels [B].
+    """
+    m = len(logits)
+    if options.collab in ("soft", "soft+pairwise") and m > 1:
+        return collaborative.soft_label(logits, labels, options.soft_temperature, options.soft_beta)
+    return F.cross_entropy(logits.flatten(0, 1), labels.repeat(m))
 
 
-def qad_loss(
-    logits: Tensor, labels: Tensor, features: Sequence[Tensor], options: Options,
+def collaborative_loss(
+    features: Sequence[Tensor], labels: Tensor, options: Options,
     centres: Sequence[Tensor] = (), generator: torch.Generator | None = None,
-) -> QadLoss:  # fmt: skip
-    """Eq. 9 and 10: logits [M,B,2], labels [B], features one [M,B,C,H,W] per layer; order-free.
+) -> Tensor:  # fmt: skip
+    """L2 of Eq. 10, before its weight: features one [M,B,C,H,W] per layer, M > 1; order-free.
 
     `centres` are one [2,C] per layer, for class centres; `generator` draws random frequencies.
     """
-    o, m = options, len(logits)
-    if o.collab in ("soft", "soft+pairwise") and m > 1:  # in the place of cross-entropy
-        l1 = collaborative.soft_label(logits, labels, o.soft_temperature, o.soft_beta)
-    else:
-        l1 = F.cross_entropy(logits.flatten(0, 1), labels.repeat(m))
-    if m < 2 or not features:
-        return QadLoss(l1, l1.new_zeros(()))
+    o, m = options, len(features[0])
     if o.collab == "hsic":
-        return QadLoss(l1, -sum(_dependence(f, o, generator) for f in features))
+        return -sum(_dependence(f, o, generator) for f in features)
     if o.has_class_centres:
         per_layer = [
             collaborative.center_class(_pooled(f).flatten(0, 1), labels.repeat(m), c)
@@ -126,7 +124,7 @@ def qad_loss(
         per_layer = [collaborative.center_instance(base.precise(f)) for f in features]
     else:
         per_layer = [collaborative.pairwise(base.precise(f), o.pairwise_dim_norm) for f in features]
-    return QadLoss(l1, torch.stack(per_layer).mean())
+    return torch.stack(per_layer).mean()
 
 
 class Qad(base.Method):
@@ -191,23 +189,32 @@ class Qad(base.Method):
             yield {"awp_applied": float(phi.applied), "awp_loss_clean": float(phi.loss_clean)}
 
     def forward(self, batch: Batch) -> base.StepLoss:
-        o = self.options
-        needs_taps = o.compares_maps and batch.images.shape[1] > 1
-        logits, maps = self.class_logits(batch, o.layers if needs_taps else ())
-        taps = [m.unflatten(0, logits.shape[:2]) for m in maps]
-        centres = self._centres() if needs_taps else []
-        loss = qad_loss(logits, batch.labels, taps, o, centres, self._generator(logits.device))
+        o, m = self.options, batch.images.shape[1]
+        needs_taps = o.compares_maps and m > 1
+        final, maps = self.maps(batch, o.layers if needs_taps else ())
+        step = self.classified(final, batch)
+        if not needs_taps:
+            return step
+        taps = [tap.unflatten(0, (m, -1)) for tap in maps]
+        centres = self._centres()
+        generator = self._generator(final.device)
+        l2 = collaborative_loss(taps, batch.labels, o, centres, generator)
         if self.training and centres:
             self._move_centres(taps, batch.labels)
-        notes = {}
-        if self.measure and taps and loss.l2.requires_grad:
-            notes |= base.gradient_ratio(o.weight * loss.l2, loss.l1, maps[-1], self.loss_scale())
-        terms = {"soft" if o.collab.startswith("soft") else "ce": loss.l1.detach()}
-        total = loss.l1
-        if needs_taps:
-            total = loss.l1 + o.weight * loss.l2
-            terms[o.collab.removeprefix("soft+")] = o.weight * loss.l2.detach()
-        return base.StepLoss(total, terms, base.fake_logits(logits), notes)
+        notes = step.notes
+        if self.measure and l2.requires_grad:
+            notes = notes | base.gradient_ratio(
+                o.weight * l2, step.total, maps[-1], self.loss_scale()
+            )
+        terms = step.terms | {o.collab.removeprefix("soft+"): o.weight * l2.detach()}
+        return base.StepLoss(step.total + o.weight * l2, terms, step.logits, notes)
+
+    def classified(self, final: Tensor, batch: Batch) -> base.StepLoss:
+        """The loss of the last maps [M*B,...] without ties between qualities."""
+        logits = self.class_logits(final, batch.images.shape[1])
+        loss = classification_loss(logits, batch.labels, self.options)
+        name = "soft" if self.options.collab.startswith("soft") else "ce"
+        return base.StepLoss(loss, {name: loss.detach()}, base.fake_logits(logits), {})
 
     def _ascent_loss(self, batches: Sequence[Batch]) -> Callable[[], Iterator[Tensor]]:
         """The parts of what AWP ascends, a mean over the samples it looks at."""
@@ -228,7 +235,7 @@ class Qad(base.Method):
         """Cross-entropy, divergence from one quality, or both; with one quality the first."""
         o = self.options
         with frozen_running_statistics(self.detector, frozen), self.autocast():
-            logits, _ = self.class_logits(batch)
+            logits = self.class_logits(self.maps(batch).final, batch.images.shape[1])
         ce = F.cross_entropy(logits.flatten(0, 1), batch.labels.repeat(len(logits)))
         if o.awp_loss == "xe" or len(logits) < 2:
             return ce

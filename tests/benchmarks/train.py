@@ -30,7 +30,7 @@ import torch
 
 from dfdetect.data import Batch
 from dfdetect.methods import Method, make_method
-from dfdetect.methods.qad import qad_loss
+from dfdetect.methods.qad import collaborative_loss
 from dfdetect.optim import make_optimizer
 from dfdetect.presets import Preset, load_preset
 from dfdetect.train import train
@@ -141,13 +141,13 @@ def hsic_alone(step: Step) -> Callable[[], None]:
     """The collaborative term on the maps that the step has, and its gradient at those maps."""
     settings = step.method.options
     with torch.no_grad():
-        logits, maps = step.method.class_logits(step.batch, settings.layers)
+        maps = step.method.maps(step.batch, settings.layers).taps
     maps = [m.requires_grad_() for m in maps]
 
     def run() -> None:
-        taps = [m.unflatten(0, logits.shape[:2]) for m in maps]
-        loss = qad_loss(logits, step.batch.labels, taps, settings)
-        torch.autograd.grad(loss.l2, maps)
+        n_qualities = step.batch.images.shape[1]
+        taps = [m.unflatten(0, (n_qualities, -1)) for m in maps]
+        torch.autograd.grad(collaborative_loss(taps, step.batch.labels, settings), maps)
 
     return run
 
