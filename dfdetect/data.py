@@ -171,7 +171,10 @@ class PairedCrops(Dataset):
         augment: Augment,
         seed: int,
     ) -> None:
-        """Errors: DfdetectError if a sample lacks one of the qualities, and raw to make it of."""
+        """`domains` are manipulations, real first; a fake of another one counts as the first fake.
+
+        Errors: DfdetectError if a sample lacks one of the qualities, and raw to make it of.
+        """
         groups: dict[str, list[Sample]] = {}
         for sample in at_qualities(samples, qualities):
             groups.setdefault(sample.sample_id, []).append(sample)
@@ -182,10 +185,12 @@ class PairedCrops(Dataset):
                     "prepare the data with all the preset's qualities, or --set qualities=...",
                 )
         firsts = [group[0] for group in groups.values()]
-        numbers = {name: i for i, name in enumerate(dict.fromkeys(s.video_id for s in firsts))}
+        self.video_ids = list(dict.fromkeys(s.video_id for s in firsts))
+        numbers = {name: i for i, name in enumerate(self.video_ids)}
+        number_of = {name: i for i, name in enumerate(domains)}
         self.strata = Strata(
             np.array([s.label for s in firsts], np.int64),
-            np.array([domains.index(s.manipulation) for s in firsts], np.int64),
+            np.array([number_of.get(s.manipulation, s.label) for s in firsts], np.int64),
             np.array([numbers[s.video_id] for s in firsts], np.int64),
         )
         self._files = _CropFiles([s for group in groups.values() for s in group])
@@ -194,6 +199,11 @@ class PairedCrops(Dataset):
 
     def __len__(self) -> int:
         return len(self.strata.labels)
+
+    def regroup(self, domain_of_video: np.ndarray) -> None:
+        """Another domain for the fakes of each video: int [number of videos], from 1 on."""
+        domains = np.where(self.strata.labels == 1, domain_of_video[self.strata.videos], 0)
+        self.strata = self.strata._replace(domains=domains)
 
     def files(self, position: int) -> list[CropFile]:
         """What is read of one sample, at each quality."""

@@ -52,6 +52,7 @@ class State(TypedDict):
     best: dict[str, Any]
     best_info: dict[str, Any] | None
     metrics_bytes: int
+    groups: dict[str, int] | None  # video -> domain, where domains are found while training
     n_threads: int
 
 

@@ -8,8 +8,9 @@ preset's rule; rows of the test split are never read. What a run's folder holds:
 import math
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,9 +103,11 @@ def plan_training(
     preset, device = _with_weights(preset, weights), choose_device(device)
     _check_options(preset, device)
     rows = load_training_data(preset, data, allow_audit_fail)
-    crops = _paired(preset, rows)
+    kind, options = method_options(preset)
+    domains = kind.domains(options, rows.domains)
+    crops = _paired(preset, rows, domains)
     set_seed(preset.seed)
-    method = make_method(preset, len(rows.domains)).to(device)
+    method = make_method(preset, len(domains)).to(device)
     per_epoch = _steps_per_epoch(preset, len(crops), 1)
     a_few = [np.flatnonzero(crops.strata.labels == label)[: LARGE // 2] for label in (0, 1)]
     return TrainPlan(
@@ -193,8 +196,10 @@ class _Run:
         if preset.backbone.weights == "pretrained" and not state:
             self._tell("note", message=f"fetching the ImageNet weights of {preset.backbone.name}")
         # A resumed run's weights come from its state: nothing needs to be fetched.
+        kind, options = method_options(preset)
+        self.domains = kind.domains(options, rows.domains)
         self.method = make_method(
-            _with_weights(preset, "none") if state else preset, len(rows.domains)
+            _with_weights(preset, "none") if state else preset, len(self.domains)
         )
         if preset.channels_last:
             self.method.to(memory_format=torch.channels_last)
@@ -202,7 +207,8 @@ class _Run:
         self.method.autocast = accelerator.autocast
         if accelerator.scaler:
             self.method.loss_scale = accelerator.scaler.get_scale
-        self.crops = _paired(preset, rows)
+        self.crops = _paired(preset, rows, self.domains)
+        self.groups: dict[str, int] | None = None  # of the fakes' videos, where they are found
         whole_parts = len(self.crops) // self.n_ranks // preset.accumulate * preset.accumulate
         self.batch_size = max(2 * preset.accumulate, min(preset.batch_size, whole_parts))
         self.steps_per_epoch = _steps_per_epoch(preset, len(self.crops), self.n_ranks)
@@ -243,11 +249,10 @@ class _Run:
         with (
             _stop_signals() as stopped,
             _logs(self.out, self.is_main) as self.logs,
-            self._loader() as loader,
+            closing(self._batches()) as batches,
             self._scorer() as self.scorer,
             self._explained(),
         ):
-            batches = iter(loader)
             while True:
                 try:
                     if self._validation_is_due():  # also one that was cut short before
@@ -271,11 +276,46 @@ class _Run:
 
     # --- one step ------------------------------------------------------------------------
 
-    def _loader(self) -> Loader[Batch]:
+    def _batches(self) -> Iterator[Batch]:
+        """Of every step from this one on. Where fakes change their domains, loading begins anew."""
+        epoch_starts = range(0, self.n_steps, self.steps_per_epoch)
+        changes = [s for s in epoch_starts if self.method.regroups(s // self.steps_per_epoch)]
+        while self.step < self.n_steps:
+            if self.step in changes:
+                self._regroup()
+            until = next((s for s in changes if s > self.step), self.n_steps)
+            with self._loader(until) as loader:
+                yield from loader
+
+    def _loader(self, until: int) -> Loader[Batch]:
         return training_batches(
-            self.crops, self.preset.sampler, self.preset.seed, self.steps_per_epoch, self.n_steps,
+            self.crops, self.preset.sampler, self.preset.seed, self.steps_per_epoch, until,
             self.batch_size, self.step, self.accelerator.process_index, self.n_ranks, self.workers,
         )  # fmt: skip
+
+    def _regroup(self) -> None:
+        """Put the fakes into domains by what the network makes of them now."""
+        from dfdetect.grouping import group_fakes
+
+        take_from_main(self.method.detector.buffers())
+        self.method.eval()
+        found = group_fakes(
+            self.rows.train, self.method.grouping_features, self.preset.image_size,
+            str(self.accelerator.device), len(self.domains) - 1, self.preset.seed, self.groups,
+            self.workers,
+        )  # fmt: skip
+        self._take_groups(found.of_video)
+        sizes = Counter(found.of_video.values())
+        event = {
+            "kind": "groups", "step": self.step,
+            "videos": {name: sizes[i] for i, name in enumerate(self.domains) if i},
+            "agreement": None if math.isnan(found.agreement) else found.agreement,
+        }  # fmt: skip
+        self._log(event, {})
+
+    def _take_groups(self, groups: dict[str, int]) -> None:
+        self.groups = groups
+        self.crops.regroup(np.array([groups.get(video, 0) for video in self.crops.video_ids]))
 
     def _scorer(self) -> Scorer:
         return Scorer(self.rows.val, self.preset.image_size, self.preset.batch_size, self.workers)
@@ -428,7 +468,7 @@ class _Run:
             detector=self.method.detector.settings,
             preset=self.preset.model_dump(mode="json"),
             crop=self.rows.crop,
-            domains=self.rows.domains,
+            domains=self.domains,
             threshold=decision.threshold,
             band=decision.band,
             band_basis=decision.basis,
@@ -437,6 +477,7 @@ class _Run:
                 "fingerprint": self.rows.fingerprint,
                 **self.rows.counts(),
                 "datasets": sorted({s.dataset for s in self.rows.train}),
+                "manipulations": self.rows.domains[1:],
                 "notes": self.rows.notes,
             },
             step=self.step,
@@ -513,6 +554,7 @@ class _Run:
                 "best": self.best,
                 "best_info": unsaved_best.model_dump(mode="json") if unsaved_best else None,
                 "metrics_bytes": self.metrics_bytes,
+                "groups": self.groups,
                 "n_threads": torch.get_num_threads(),
             },
         )
@@ -532,6 +574,8 @@ class _Run:
         self.step, self.validated = state["step"], state["validated"]
         self.best_key, self.best = state["best_key"], state["best"]
         self.metrics_bytes = state["metrics_bytes"]
+        if state["groups"]:
+            self._take_groups(state["groups"])
         if self.is_main and state["best_info"]:
             self._keep_best_of(CheckpointInfo.model_validate(state["best_info"]))
         if not self._is_unfinished():
@@ -660,9 +704,9 @@ def _with_weights(preset: Preset, weights: str | None) -> Preset:
     return preset.model_copy(update={"backbone": backbone})
 
 
-def _paired(preset: Preset, rows: TrainingData) -> PairedCrops:
+def _paired(preset: Preset, rows: TrainingData, domains: Sequence[str]) -> PairedCrops:
     return PairedCrops(
-        rows.train, preset.qualities, rows.domains, preset.image_size, preset.augment, preset.seed
+        rows.train, preset.qualities, domains, preset.image_size, preset.augment, preset.seed
     )
 
 

@@ -54,12 +54,13 @@ class TrainLines:
     def __call__(self, event: Event) -> str | None:
         if event["kind"] == "train":
             return self._step_line(event) if self._steps and self._is_time(event) else None
-        if event["kind"] not in ("start", "note", "val"):
+        lines = {"start": _start_line, "val": _val_line, "groups": _groups_line}
+        if event["kind"] not in (*lines, "note"):
             return None
         self._told = self._clock()
         if event["kind"] == "note":
             return str(event["message"])
-        return _start_line(event) if event["kind"] == "start" else _val_line(event)
+        return lines[event["kind"]](event)
 
     def _is_time(self, event: Event) -> bool:
         tenth = 10 * event["step"] // max(1, event.get("n_steps", 0))
@@ -224,6 +225,13 @@ def _start_line(event: Event) -> str:
         f"{event['preset']} on {event['device']}: {event['train_samples']} samples, "
         f"{event['n_steps']} steps, {begins}"
     )
+
+
+def _groups_line(event: Event) -> str:
+    sizes = ", ".join(f"{name} {n}" for name, n in event["videos"].items())
+    agreement = event["agreement"]
+    beside = "" if agreement is None else f"; adjusted Rand index {agreement:.3f} with the manifest"
+    return f"step {event['step']}: videos of fakes by what they look like: {sizes}{beside}"
 
 
 def _val_line(event: Event) -> str:
