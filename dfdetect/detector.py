@@ -1,7 +1,7 @@
-"""Detector: face crops in, one logit out. The only file that imports timm.
+"""Detector: face crops in, one logit out.
 
-A backbone from timm, a head, and the normalisation as buffers, so that a checkpoint carries all.
-Three heads: `linear` (timm's pooled classifier with two logits, QAD Eq. 1), `unit` (a linear layer
+A backbone from timm or the shelf `networks`, a head, and the normalisation as buffers, so that a
+checkpoint carries all. Three heads: `linear` (timm's pooled classifier with two logits, QAD Eq. 1), `unit` (a linear layer
 on pooled features of length one) and `attention` (DID: the deepfake attention, then a small network
 on the attended features; with `domains` also a second attention and classifier, which tell the
 forgery technique and do not enter the logit).
@@ -16,6 +16,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+import dfdetect.networks  # noqa: F401 - puts them among timm's
 from dfdetect.errors import DfdetectError, unknown
 
 REC601 = (0.299, 0.587, 0.114)
@@ -255,6 +256,8 @@ def _with_weights(name: str, arguments: dict, weights: str) -> nn.Module:
     hub_log.setLevel(logging.ERROR)  # its retries are our one line
     try:
         return timm.create_model(name, pretrained=True, **arguments)
+    except DfdetectError:
+        raise
     except Exception as error:  # timm, the hub and the network raise a dozen kinds
         raise DfdetectError(
             f"the ImageNet weights of {name} could not be fetched ({_first_line(error)})",
@@ -266,7 +269,8 @@ def _with_weights(name: str, arguments: dict, weights: str) -> nn.Module:
 
 def _from_file(name: str, arguments: dict, path: str) -> nn.Module:
     """timm adapts the file to our input channels and drops its classifier, but it accepts a file
-    of anything: a tensor that is neither in the file nor changed by loading it is missing."""
+    of anything: a tensor that is neither in the file nor changed by loading it is missing. Parts
+    that a network has beside its ImageNet weights may be missing, but not some of them alone."""
     hint = "give a .safetensors or .pth state dict of this timm model"
     if not os.path.isfile(path):
         raise DfdetectError(f"{path}: no such weights file", hint)
@@ -281,18 +285,23 @@ def _from_file(name: str, arguments: dict, path: str) -> nn.Module:
             )
             for pretrained in (False, True)
         )
+    except DfdetectError:
+        raise
     except Exception as error:  # timm and torch raise a dozen kinds for a file of something else
         cause = f"{type(error).__name__}: {_first_line(error)}"
         raise DfdetectError(f"{path}: not weights of {name} ({cause})", hint) from error
     finally:
         timm_log.setLevel(timm_level)
     before = blank.state_dict()
-    head = tuple(f"{part}." for part in _classifier_names(loaded))
+    new = tuple(f"{part}." for part in _classifier_names(loaded))
+    beside = tuple(f"{part}." for part in getattr(loaded, "beside_imagenet", ()))
+    if beside and not any(key.startswith(beside) for key in in_file):
+        new += beside
     missing = [
         key
         for key, tensor in loaded.state_dict().items()
         if key not in in_file
-        and not key.startswith(head)
+        and not key.startswith(new)
         and not key.endswith("num_batches_tracked")  # a counter that older files lack
         and torch.equal(tensor, before[key])
     ]

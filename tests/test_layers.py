@@ -11,7 +11,7 @@ SHELVES = {"datasets", "degradations", "forgeries", "methods", "reports"}
 HOMES = {
     "av": {"video", "prepare"},  # prepare records its version
     "facenet_pytorch": set(),  # its weight files only; the package is the tests' oracle
-    "timm": {"detector", "checkpoint"},  # checkpoint records its version
+    "timm": {"detector", "networks", "checkpoint"},  # checkpoint records its version
     "accelerate": {"train", "processes"},
     "pebble": {"workers"},
     "distributed": {"workers"},
