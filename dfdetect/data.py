@@ -152,11 +152,16 @@ class Draws(NamedTuple):
 
 
 class Strata(NamedTuple):
-    """What samplers balance: each sample's label, domain and number of its video, int64 [N]."""
+    """What samplers balance: each sample's label, domain and number of its video, int64 [N].
+
+    `sources`: a real's number of its person; a fake's of the real person that it was made of, -1
+    where the data has none.
+    """
 
     labels: np.ndarray
     domains: np.ndarray
     videos: np.ndarray
+    sources: np.ndarray
 
 
 class PairedCrops(Dataset):
@@ -192,6 +197,7 @@ class PairedCrops(Dataset):
             np.array([s.label for s in firsts], np.int64),
             np.array([number_of.get(s.manipulation, s.label) for s in firsts], np.int64),
             np.array([numbers[s.video_id] for s in firsts], np.int64),
+            _sources(firsts),
         )
         self._files = _CropFiles([s for group in groups.values() for s in group])
         self._n_qualities, self._image_size = len(qualities), image_size
@@ -267,7 +273,9 @@ def epoch_order(
     all samples alike; video_balanced every video once before any comes twice, and a random frame
     of it; class_balanced and domain_balanced each class or domain equally often in every batch.
     Where a batch has fewer places than there are domains, one is real and the fakes take turns
-    in the others: every balanced batch holds both classes.
+    in the others: every balanced batch holds both classes. source_paired: real and fake in turns,
+    every fake once before any comes twice, each after a random real of the same source, or any
+    real where its source has none; an odd batch ends with one more real.
     """
     rng = np.random.default_rng([seed, epoch])
     shape, n_samples = (n_batches, batch_size), len(strata.labels)
@@ -278,6 +286,8 @@ def epoch_order(
     if sampler == "video_balanced":
         videos = _in_rounds(int(strata.videos.max()) + 1, shape, rng)
         return _random_members(strata.videos, videos, rng)
+    if sampler == "source_paired":
+        return _in_pairs(strata, shape, rng)
     groups = strata.labels if sampler == "class_balanced" else strata.domains
     present = np.unique(groups)
     turns = np.arange(n_batches * batch_size).reshape(shape) % len(present)
@@ -449,6 +459,22 @@ def images_to_tensor(images: Sequence[np.ndarray]) -> Tensor:
 # --- rows and pixels --------------------------------------------------------------------------
 
 
+def _sources(samples: Sequence[Sample]) -> np.ndarray:
+    """Strata.sources: whose video a fake was made of comes before whose face is in it."""
+    people = dict.fromkeys(s.identities for s in samples if not s.label)
+    numbers = {identities: number for number, identities in enumerate(people)}
+    of_person = {person: number for identities, number in numbers.items() for person in identities}
+    return np.array(
+        [
+            next((of_person[person] for person in s.identities if person in of_person), -1)
+            if s.label
+            else numbers[s.identities]
+            for s in samples
+        ],
+        np.int64,
+    )
+
+
 class _CropFiles:
     """The CropFile of each row, packed: every worker gets a copy, and half a million Samples would
     take it hundreds of MB and many seconds."""
@@ -503,6 +529,19 @@ def _in_rounds(n: int, shape: tuple[int, int], rng: np.random.Generator) -> np.n
     n_places = math.prod(shape)
     rounds = [rng.permutation(n) for _ in range(-(-n_places // n))]
     return np.concatenate(rounds)[:n_places].reshape(shape)
+
+
+def _in_pairs(strata: Strata, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Real and fake of one source after the other, in an array of `shape`."""
+    reals, fakes = (np.flatnonzero(strata.labels == label) for label in (0, 1))
+    n_batches, batch_size = shape
+    order = reals[rng.integers(0, len(reals), shape)]
+    order[:, 1::2] = fakes[_in_rounds(len(fakes), (n_batches, batch_size // 2), rng)]
+    wanted = strata.sources[order[:, 1::2]]
+    partners = order[:, : batch_size // 2 * 2 : 2]
+    known = wanted >= 0
+    partners[known] = reals[_random_members(strata.sources[reals], wanted[known], rng)]
+    return order
 
 
 def _random_members(groups: np.ndarray, wanted: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -248,9 +248,10 @@ def test_ranks_share_an_epoch_without_overlap(data):
     assert not parts[0] & parts[1] and len(parts[0] | parts[1]) == 12
 
 
-def strata(domains, videos=None):
-    domains = np.array(domains)
-    return Strata((domains > 0).astype(int), domains, np.array(videos or np.arange(len(domains))))
+def strata(domains, videos=None, sources=None):
+    domains, alone = np.array(domains), np.arange(len(domains))
+    videos, sources = (np.array(alone if x is None else x) for x in (videos, sources))
+    return Strata((domains > 0).astype(int), domains, videos, sources)
 
 
 def test_shuffling_shows_every_sample_before_any_comes_again():
@@ -298,9 +299,59 @@ def test_video_balancing_shows_every_video_equally_often_and_all_of_its_frames()
     assert (frames[:100] > 0).sum() > 75  # 1 - e^-2 of 100 are expected
 
 
+@pytest.mark.parametrize("batch_size", [2, 5, 8])
+def test_every_fake_comes_with_a_real_of_its_source(batch_size):
+    people = 20
+    samples = strata(  # two frames of each real person, fakes of all but the last five
+        [0] * 2 * people + [1] * (people - 5) + [2] * (people - 5),
+        sources=[*range(people)] * 2 + [*range(people - 5)] * 2,
+    )
+    order = epoch_order(samples, "source_paired", 0, 0, 300, batch_size)
+    labels, sources = samples.labels[order], samples.sources[order]
+    assert (labels[:, ::2] == 0).all() and (labels[:, 1::2] == 1).all()
+    pairs = batch_size // 2 * 2
+    assert np.array_equal(sources[:, :pairs:2], sources[:, 1::2])
+    fakes = order[:, 1::2].reshape(-1)
+    for start in range(0, len(fakes) - 29, 30):  # all, before any comes again
+        assert sorted(fakes[start : start + 30]) == list(range(40, 70))
+    assert set(order[:, :pairs:2].reshape(-1)) == {*range(15), *range(20, 35)}  # either frame
+    if batch_size % 2:  # the real that is over may be anybody
+        assert set(order[:, -1]) == set(range(40))
+
+
+def test_a_fake_whose_source_is_not_there_comes_with_any_real():
+    samples = strata([0] * 6 + [1, 1], sources=[*range(6), 2, -1])
+    order = epoch_order(samples, "source_paired", 0, 0, 100, 4)
+    partners = {fake: set(order[:, ::2][order[:, 1::2] == fake]) for fake in (6, 7)}
+    assert partners == {6: {2}, 7: set(range(6))}
+
+
+def test_a_fake_s_source_is_the_target_s_real_footage_then_the_face_s(data):
+    """Whose video it is comes before whose face is in it; who is not real here is nobody."""
+    first = next(s for s in read_samples(data, "train") if s.quality == "raw")
+    rows = [
+        first._replace(sample_id=f"s{i}", video_id=f"v{i}", label=label, identities=people)
+        for i, (label, people) in enumerate(
+            [(0, ("a",)), (0, ("b",)), (0, ("a",)), (0, ()),
+             (1, ("b", "a")), (1, ("c", "a")), (1, ("c", "d")), (1, ())]
+        )
+    ]  # fmt: skip
+    crops = PairedCrops(rows, ("raw",), DOMAINS, 64, Augment(), 0)
+    assert crops.strata.sources.tolist() == [0, 1, 0, 2, 1, 0, -1, -1]
+
+
+def test_prepared_clips_are_paired_with_the_real_clip_of_the_same_name(data):
+    crops = paired(data, ("raw",))
+    people = {s.sample_id: s.identities for s in read_samples(data, "train")}
+    for batch in training_batches(crops, "source_paired", 0, 4, 4, 6):
+        assert batch.labels.tolist() == [0, 1, 0, 1, 0, 1]
+        reals, fakes = batch.sample_ids[::2], batch.sample_ids[1::2]
+        assert [people[i] for i in reals] == [people[i] for i in fakes]
+
+
 @pytest.mark.parametrize("sampler", get_args(Preset.model_fields["sampler"].annotation))
 def test_epochs_differ_and_the_seed_decides(sampler):
-    samples = strata([0, 1, 2, 3, 4] * 10)
+    samples = strata([0, 1, 2, 3, 4] * 10, sources=[0, 0, 0, 0, -1] * 10)
     draw = lambda seed, epoch: epoch_order(samples, sampler, seed, epoch, 5, 10)  # noqa: E731
     first = draw(7, 0)
     assert first.shape == (5, 10) and first.min() >= 0 and first.max() < 50
