@@ -1,7 +1,8 @@
 """Detector: face crops in, one logit out.
 
 A backbone from timm or the shelf `networks`, a head, and the normalisation as buffers, so that a
-checkpoint carries all. Three heads: `linear` (timm's pooled classifier with two logits, QAD Eq. 1), `unit` (a linear layer
+checkpoint carries all.
+Three heads: `linear` (timm's pooled classifier with two logits, QAD Eq. 1), `unit` (a linear layer
 on pooled features of length one) and `attention` (DID: the deepfake attention, then a small network
 on the attended features; with `domains` also a second attention and classifier, which tell the
 forgery technique and do not enter the logit).
