@@ -13,7 +13,7 @@ TINY = "test_efficientnet.r160_in1k"
 
 def test_one_logit_per_image_whatever_the_head():
     images = torch.rand(3, 3, 64, 64)
-    for head in ("linear", "attention"):
+    for head in ("linear", "unit", "attention"):
         assert Detector(TINY, 64, head=head).eval()(images).shape == (3,)
 
 
@@ -64,6 +64,62 @@ def test_grey_weights_see_what_three_equal_channels_would(tmp_path):
     replicated = source.forward_features(((grey - 0.5) / 0.5).expand(-1, 3, -1, -1))
     ours = detector.features(grey.expand(-1, 3, -1, -1)).final
     assert torch.allclose(ours, replicated, atol=1e-4)
+
+
+def test_gray3_is_luma_three_times_as_the_rgb_stem_and_its_statistics_expect_it():
+    detector = Detector("resnet18.tv_in1k", 64, colour="gray3").eval()
+    seen = []
+    detector.backbone.conv1.register_forward_hook(lambda _, inputs, out: seen.append(inputs[0]))
+    images = torch.rand(2, 3, 64, 64)
+    detector(images)
+    luma = 0.299 * images[:, 0] + 0.587 * images[:, 1] + 0.114 * images[:, 2]
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    expected = torch.stack([(luma - m) / s for m, s in zip(mean, std, strict=True)], 1)
+    assert torch.allclose(seen[0], expected, atol=1e-5)
+    assert detector.backbone.conv1.in_channels == 3
+
+
+def test_gray3_is_blind_to_colour():
+    detector = Detector(TINY, 64, colour="gray3").eval()
+    images = torch.rand(2, 3, 64, 64)
+    luma = (images * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
+    assert torch.allclose(detector(images), detector(luma.expand(-1, 3, -1, -1)), atol=1e-5)
+    assert not torch.allclose(detector(images), detector(images.flip(1)), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [TINY, "test_vit.r160_in1k"])
+def test_the_unit_head_looks_at_directions_and_not_at_lengths(name):
+    detector = Detector(name, 160, head="unit").eval()
+    final = detector.features(torch.rand(2, 3, 160, 160)).final
+    logits = detector.class_logits(final)
+    pooled = detector.backbone.forward_head(final, pre_logits=True)
+    unit = pooled / pooled.square().sum(1, keepdim=True).sqrt()
+    assert torch.allclose(logits, detector.classifier(unit), atol=1e-5)
+    detector.backbone.forward_head = lambda maps, pre_logits: 7 * pooled
+    assert torch.allclose(detector.class_logits(final), logits, atol=1e-5)
+
+
+def test_a_transformer_takes_the_size_asked_for_also_from_a_file(tmp_path):
+    """Positions that were learned at 160 px are interpolated."""
+    path = tmp_path / "vit.safetensors"
+    save_file(timm.create_model("test_vit.r160_in1k", pretrained=False).state_dict(), path)
+    for weights in ("none", str(path)):
+        detector = Detector("test_vit.r160_in1k", 64, head="unit", weights=weights).eval()
+        assert detector(torch.rand(2, 3, 64, 64)).shape == (2,)
+        assert detector.backbone.patch_embed.img_size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("combine", "varies_over"), [("channel", "channels"), ("spatial", "places")]
+)
+def test_one_branch_of_the_attention_alone(combine, varies_over):
+    attention = FeatureAttention(8, combine)
+    mask = attention(torch.randn(2, 8, 5, 5))
+    over_places = not torch.allclose(mask, mask.mean((2, 3), keepdim=True), atol=1e-6)
+    over_channels = not torch.allclose(mask, mask.mean(1, keepdim=True), atol=1e-6)
+    assert (over_channels, over_places) == (varies_over == "channels", varies_over == "places")
+    mask.sum().backward()
+    assert all(p.grad is not None for p in attention.parameters())  # it holds no other branch
 
 
 def test_weights_that_cannot_be_had_name_the_way_out(tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ from itertools import pairwise
 
 import timm
 import torch
+from timm.layers import to_2tuple
 from timm.models import (
     adapt_input_conv,
     build_model_with_cfg,
@@ -145,17 +146,20 @@ class F3NetFad(nn.Module):
     beside_imagenet = ("fad", "lfs", "mix")
     """Parts that no ImageNet weights hold."""
 
-    def __init__(self, num_classes: int = 2, in_chans: int = 3, img_size: int = 299) -> None:
+    def __init__(
+        self, num_classes: int = 2, in_chans: int = 3, img_size: int | tuple[int, int] = 299
+    ) -> None:
         """Errors: DfdetectError for pictures of less than 128 px."""
         super().__init__()
-        if img_size < SMALLEST:
+        side = to_2tuple(img_size)[0]
+        if side < SMALLEST:
             raise DfdetectError(
-                f"F3-Net looks at pictures of {SMALLEST} px and more, not of {img_size} px",
+                f"F3-Net looks at pictures of {SMALLEST} px and more, not of {side} px",
                 f"--set image_size=299, or {SMALLEST} and more",
             )
         self.in_chans = in_chans
         self.num_features = self.head_hidden_size = 2048
-        self.fad = FrequencyDecomposition(img_size)
+        self.fad = FrequencyDecomposition(side)
         self.fad_stream = _xception(N_PARTS * in_chans)
         self.reset_classifier(num_classes)
 
@@ -180,10 +184,12 @@ class F3NetFad(nn.Module):
 class F3Net(F3NetFad):
     """As F3NetFad, with the second stream; the maps of both are its 4096 features."""
 
-    def __init__(self, num_classes: int = 2, in_chans: int = 3, img_size: int = 299) -> None:
+    def __init__(
+        self, num_classes: int = 2, in_chans: int = 3, img_size: int | tuple[int, int] = 299
+    ) -> None:
         super().__init__(0, in_chans, img_size)
         self.num_features = self.head_hidden_size = 2 * 2048
-        self.lfs = LocalFrequencyStatistics(in_chans, img_size)
+        self.lfs = LocalFrequencyStatistics(in_chans, to_2tuple(img_size)[0])
         self.lfs_stream = _xception(N_BANDS)
         self.lfs_stream.conv1.stride, self.lfs_stream.conv1.padding = (1, 1), (1, 1)
         self.mix = nn.ModuleList([MixBlock(728), MixBlock(1024)])

@@ -13,6 +13,7 @@ drops single values, as in the original.
 from collections.abc import Sequence
 
 import torch
+from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -44,9 +45,14 @@ class MesoInception4(nn.Module):
     is a dense layer on all of the last map."""
 
     def __init__(
-        self, num_classes: int = 2, in_chans: int = 3, img_size: int = 256, drop_rate: float = 0.5
+        self,
+        num_classes: int = 2,
+        in_chans: int = 3,
+        img_size: int | tuple[int, int] = 256,
+        drop_rate: float = 0.5,
     ) -> None:
         super().__init__()
+        places = -(-to_2tuple(img_size)[0] // 32)
         self.stages = nn.Sequential(
             _stage(Inception(in_chans, (1, 4, 4, 2)), 11, 2),
             _stage(Inception(11, (2, 4, 4, 2)), 12, 2),
@@ -59,7 +65,7 @@ class MesoInception4(nn.Module):
         ]
         self.num_features = self.head_hidden_size = 16
         self.dropout = nn.Dropout(drop_rate)
-        self.hidden = nn.Linear(16 * (-(-img_size // 32)) ** 2, self.head_hidden_size)
+        self.hidden = nn.Linear(16 * places**2, self.head_hidden_size)
         self.reset_classifier(num_classes)
 
     def forward_features(self, x: Tensor) -> Tensor:
