@@ -172,7 +172,8 @@ def invalid_field(error: ValidationError, where: str, model: type[BaseModel]) ->
     field = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return unknown(f"option in {where}:", field, _field_names(model))
-    message = first["msg"].lower()
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
     if first["type"] == "model_type":
         message = f"needs options of its own, as {field}.name=..."
     return DfdetectError(

@@ -16,12 +16,13 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from dfdetect.data import Batch
 from dfdetect.detector import Detector
 from dfdetect.errors import DfdetectError
-from dfdetect.methods import SHELF, collaborative
+from dfdetect.methods import SHELF, collaborative, make_method
 from dfdetect.methods import hsic as dependence
 from dfdetect.methods.awp import frozen_running_statistics, perturbable, perturbed_weights
 from dfdetect.methods.did import auc_loss, domain_loss, mutual_information
 from dfdetect.methods.hsic import centred_gram, cka, full_precision, hsic, squared_distances
 from dfdetect.methods.qad import Options, _interleaved, classification_loss, collaborative_loss
+from dfdetect.optim import make_optimizer
 from dfdetect.presets import load_preset
 from dfdetect.train import train
 
@@ -128,7 +129,7 @@ def test_a_loss_that_compares_samples_says_why_a_batch_must_stay_whole(name, opt
     ("name", "options"),
     [("bce", {}), ("bce", {"head": "attention"}), ("qad", {}), ("qad", {"hsic": "biased"}),
      ("qad", {"collab": "center", "center": "class"}), ("qad", {"hsic": "rff"}), ("did", {}),
-     ("did", {"domain_real": False})],
+     ("did", {"domain_real": False}), ("did", {"lambda": "learned"}), ("qadid", {})],
     ids=str,
 )  # fmt: skip
 def test_no_loss_waits_for_a_value_from_the_device(name, options, monkeypatch):
@@ -610,7 +611,9 @@ def test_a_gram_matrix_of_channels_last_maps_is_the_same_and_so_is_its_gradient(
         gram.square().sum().backward()
         results.append((gram, x.grad))
     for ours, theirs in zip(*results, strict=True):
-        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6 * float(theirs.abs().max()))
+        assert torch.allclose(
+            ours, theirs, rtol=1e-4, atol=1e-6 * float(theirs.detach().abs().max())
+        )
 
 
 def test_a_constant_view_depends_on_nothing_and_asks_for_nothing():
@@ -822,6 +825,123 @@ def test_domains_of_reals_can_be_left_out():
     expected = F.cross_entropy(logits[domains > 0], domains[domains > 0])
     assert torch.allclose(domain_loss(logits, domains, real=False), expected)
     assert domain_loss(logits, torch.zeros(6, dtype=torch.long), real=False) == 0
+
+
+def test_the_released_variant_of_the_auc_loss_works_against_cross_entropy():
+    """A diagnostic: it averages over the pairs that fall short alone, with the sign reversed."""
+    labels = torch.tensor([0, 1, 1, 0])
+    logits = torch.tensor([-2.0, 1.0, 3.0, 0.0], dtype=torch.float64, requires_grad=True)
+    scores = logits.detach().sigmoid()
+    ahead = [scores[i] - scores[j] for i in (1, 2) for j in (0, 3)]
+    short = [(0.15 + a) ** 2 for a in ahead if -a < 0.15]
+    value = auc_loss(logits, labels, variant="pu_released")
+    assert value.item() == pytest.approx(float(sum(short) / len(short)))
+    (released,) = torch.autograd.grad(value, logits)
+    bce = F.binary_cross_entropy_with_logits(logits, labels.to(logits))
+    (wanted,) = torch.autograd.grad(bce, logits)
+    assert released @ wanted < 0
+    assert auc_loss(logits, labels) == 0  # as defined: every pair is far enough apart
+
+
+def test_learned_weights_begin_as_the_given_ones_and_move_towards_the_inverse_of_their_loss():
+    learned, fixed = make("did", **{"lambda": "learned"}), make("did")
+    fixed.load_state_dict(learned.state_dict(), strict=False)
+    for method in (learned, fixed):
+        method.at(5, 10, 5, 10)
+        torch.manual_seed(5)
+        method(batch(q=1)).total.backward()
+    for ours, theirs in zip(
+        learned.detector.parameters(), fixed.detector.parameters(), strict=True
+    ):
+        assert torch.allclose(ours.grad, theirs.grad, atol=1e-7)
+    torch.manual_seed(5)
+    loss = fixed(batch(q=1))
+    losses = {"dec": -loss.terms["dec"], "cls": loss.terms["bce"] + loss.terms["auc"]}
+    losses["dom"] = loss.terms["dom"]
+    for name, log_weight in learned.objective.log_weights.items():
+        assert float(log_weight.grad) == pytest.approx(float(losses[name]) - 1, abs=1e-5), name
+
+
+def test_learned_weights_do_not_decay():
+    method = make("did", **{"lambda": "learned"})
+    options = load_preset("did-tiny").optimizer
+    groups = make_optimizer(method, options).param_groups
+    (balance,) = [g for g in groups if g["params"] == method.balancing_parameters()]
+    assert balance["weight_decay"] == 0 < groups[0]["weight_decay"]
+    assert sum(len(g["params"]) for g in groups) == len(list(method.parameters()))
+
+
+def test_automatic_domains_wait_for_their_warm_up_and_are_looked_for_every_so_often():
+    method = make("did", domains="auto", auto_groups=2, auto_warmup_epochs=2, auto_every_epochs=3)
+    assert [epoch for epoch in range(10) if method.regroups(epoch)] == [2, 5, 8]
+    assert not any(make("did").regroups(epoch) for epoch in range(10))
+    assert not any(make("did", domains="auto", lambda_dom=0).regroups(e) for e in range(10))
+    for epoch, told in ((0, False), (1, False), (2, True)):
+        method.at(epoch, 10, epoch, 10)
+        assert ("dom" in method(batch()).terms) == told
+
+
+def test_automatic_domains_have_names_of_their_own():
+    options = SHELF["did"].Options(domains="auto", auto_groups=3)
+    names = SHELF["did"].domains(options, ["real", "Deepfakes"])
+    assert names == ["real", "group 1", "group 2", "group 3"]
+    both = SHELF["qadid"].Options(did={"domains": "auto", "auto_groups": 3})
+    assert SHELF["qadid"].domains(both, ["real", "Deepfakes"]) == names
+
+
+# --- QAD and DID together --------------------------------------------------------------------
+
+
+def test_qadid_is_the_sum_of_what_qad_and_did_say_of_the_same_maps():
+    both = make("qadid", qad={"alpha": 0.5, "gamma": 0})
+    alone = SHELF["did"](both.detector, both.objective.options, 3).train()
+    alone.load_state_dict(both.state_dict(), strict=False)
+    for method in (both, alone):
+        method.at(5, 10, 5, 10)
+    data = batch()
+    torch.manual_seed(5)
+    loss = both(data)
+    torch.manual_seed(5)
+    of_did = alone(data)
+    taps = [m.unflatten(0, (3, 6)) for m in both.maps(data, (8, 16, 32)).taps]
+    tie = 0.5 * collaborative_loss(taps, data.labels, both.options)
+    told = {name: float(term) for name, term in loss.terms.items()}
+    of_parts = {name: float(term) for name, term in of_did.terms.items()} | {
+        "hsic": float(tie.detach())
+    }
+    assert told == pytest.approx(of_parts, rel=1e-4)
+    assert float(loss.total) == pytest.approx(float(of_did.total + tie), rel=1e-5)
+    assert torch.allclose(loss.logits, of_did.logits, atol=1e-5)
+
+
+def test_qadid_without_qad_s_parts_steps_as_did_bit_for_bit():
+    ours, theirs = (steps(make("qadid", qad={"alpha": 0, "gamma": 0})), steps(make("did")))
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+
+
+def test_qadid_perturbs_what_its_score_depends_on_and_leaves_the_domain_head():
+    method = make("qadid", qad={"gamma": 0.02})
+    clean = copy.deepcopy(dict(method.detector.named_parameters()))
+    with method.perturbed([batch()]) as notes:
+        moved = {n for n, p in method.detector.named_parameters() if not torch.equal(p, clean[n])}
+        assert notes["awp_applied"]
+    matrices = {n for n, p in clean.items() if p.ndim > 1}
+    assert moved == {n for n in matrices if not n.startswith("domain_")}
+    for name, parameter in method.detector.named_parameters():
+        assert torch.equal(parameter, clean[name])
+
+
+def test_qadid_measures_both_regularisers_beside_the_classification():
+    method = make("qadid")
+    method.at(5, 10, 5, 10)
+    method.measure = True
+    assert {"reg_ratio", "dec_ratio"} <= method(batch()).notes.keys()
+
+
+def test_qadid_refuses_soft_labels_in_the_place_of_did_s_cross_entropy():
+    preset = load_preset("qadid-tiny", ["method.qad.collab=soft"])
+    with pytest.raises(DfdetectError, match="qad: soft labels take the place of the cross-entropy"):
+        make_method(preset, 3)
 
 
 def test_independent_scores_estimate_minus_two_log_two():

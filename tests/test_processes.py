@@ -7,6 +7,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -27,9 +28,14 @@ CASES = {
     "bce average": ("bce-tiny", [*STEPS, "ema=0.5"]),
     "qad": ("qad-tiny", [*STEPS, "method.gamma=0.02"]),
     "did": ("did-tiny", [*STEPS, "method.beta_per_step=true", "qualities=raw,c40"]),
+    "qadid": ("qadid-tiny", [*STEPS, "method.qad.gamma=0.02", "method.did.beta_per_step=true",
+                             "method.did.domains=auto", "method.did.lambda=learned"]),
     "bce exact": ("bce-tiny", EXACT),
     "qad exact": ("qad-tiny", [*EXACT, "method.hsic_gather=true", "method.alpha=0.5",
                                "method.gamma=0.02"]),
+    "qadid exact": ("qadid-tiny", [*EXACT, "method.qad.hsic_gather=true", "method.qad.alpha=0.5",
+                                   "method.qad.gamma=0.02", "method.did.auc_gather=true",
+                                   "method.did.lambda_dec=0"]),
     "did exact": ("did-tiny", [*EXACT, "method.auc_gather=true", "method.lambda_dec=0"]),
 }  # fmt: skip
 PER_PROCESS = 4
@@ -62,6 +68,7 @@ def main(data: Path, out: Path) -> None:
     for name in CASES:
         train_case(name, data, out, PER_PROCESS)
     result = evaluate(out / "bce" / str(PER_PROCESS), [data], device="cpu", out=out / "eval")
+    evaluate(out / "did" / str(PER_PROCESS), [data], device="cpu", out=out / "eval-did", tsne=3)
     try:
         train_case("bce", data, out, PER_PROCESS)  # there is a run already: the first refuses
         refusal = ""
@@ -151,6 +158,21 @@ def test_eval_in_two_processes_is_eval_in_one(two, data):
     assert len(pq.read_table(two / "eval" / "predictions.parquet")) == len(
         alone.predictions["prepared"]
     )
+
+
+def test_domains_and_features_in_two_processes_are_those_in_one(two, data, tmp_path):
+    evaluate(two / "did" / str(PER_PROCESS), [data], device="cpu", out=tmp_path, tsne=3)
+    together, alone = two / "eval-did", tmp_path
+    for name in ("domains.csv", "metrics.csv"):
+        assert (together / name).read_text() == (alone / name).read_text()
+    rows = [pq.read_table(out / "predictions.parquet").to_pylist() for out in (together, alone)]
+    told = [[(r["sample_id"], r["quality"], r["predicted_domain"]) for r in part] for part in rows]
+    assert told[0] == told[1]
+    there, here = (np.load(out / "features.npz") for out in (together, alone))
+    for name in ("sample_id", "quality", "manipulation"):
+        assert there[name].tolist() == here[name].tolist()
+    for name in ("whole", "deepfake", "domain"):
+        assert there[name] == pytest.approx(here[name], abs=1e-5)
 
 
 def test_rows_means_shares_and_refusals_of_two_processes(two):

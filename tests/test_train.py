@@ -62,7 +62,7 @@ def interrupt_at(step):
 
 
 @pytest.mark.parametrize("step", [3, 5])  # at the end of an epoch, and in the middle of one
-@pytest.mark.parametrize("name", ["qad-tiny", "did-tiny"])
+@pytest.mark.parametrize("name", ["qad-tiny", "did-tiny", "qadid-tiny"])
 def test_a_run_stopped_and_resumed_ends_with_the_same_bits(name, step, data, tmp_path):
     preset = load_preset(name, [*SMALL, "epochs=3", "augment.scale=0.1"])
     train(preset, [data], tmp_path / "straight", device="cpu")
@@ -217,6 +217,29 @@ def test_data_with_one_class_or_a_person_on_both_sides_is_refused(data, tmp_path
     leak = edited(data, tmp_path / "leak", lambda r: {"identities": ["ann"]})
     with pytest.raises(DfdetectError, match=r"/ann \(test\+train\+val\)"):
         load_training_data(preset, [leak])
+
+
+def test_manipulations_left_out_are_neither_trained_nor_validated_on(data, tmp_path):
+    preset = load_preset("did-tiny", [*SMALL, "leave_out=self-*"])
+    rows = load_training_data(preset, [data])
+    assert rows.domains == ["real", "local-warp"]
+    assert {s.manipulation for s in [*rows.train, *rows.val] if s.label} == {"local-warp"}
+    everything = load_training_data(load_preset("did-tiny", SMALL), [data])
+    assert rows.fingerprint != everything.fingerprint
+    reals = [s for s in everything.train if not s.label]
+    assert [s for s in rows.train if not s.label] == reals
+    train(preset, [data], tmp_path / "run", device="cpu")
+    info = read_info(tmp_path / "run" / "detector.safetensors")
+    assert info.domains == ["real", "local-warp"]
+    assert info.data["manipulations"] == ["local-warp"]
+
+
+def test_leaving_out_what_is_not_there_or_all_of_it_is_refused(data):
+    with pytest.raises(DfdetectError, match="manipulation in leave_out") as caught:
+        load_training_data(load_preset("did-tiny", ["leave_out=self-blnd"]), [data])
+    assert "self-blend" in caught.value.hint
+    with pytest.raises(DfdetectError, match="the train split has only real crops"):
+        load_training_data(load_preset("did-tiny", ["leave_out='*'"]), [data])
 
 
 def test_data_named_twice_or_validated_on_one_class_at_a_quality_is_refused(data, tmp_path):
