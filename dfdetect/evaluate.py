@@ -1,15 +1,15 @@
 """eval: checkpoint + prepared folders -> predictions -> metrics.
 
 Two loops: the network writes predictions.parquet; the metrics are functions of that file alone.
-Each manipulation is measured against all reals of its folder, at each quality, then the mean over
-qualities, all of them pooled, and the worst; at frame and at video level.
+One pass of the network also names each crop's domain, where the detector has a domain head, and
+keeps the features of some crops for t-SNE, if asked.
 """
 
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,55 +17,47 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dfdetect.cells import Cell, measure, was_seen
 from dfdetect.checkpoint import Checkpoint, choose_device, load_checkpoint
 from dfdetect.data import at_qualities, default_workers
-from dfdetect.errors import DfdetectError, unknown
+from dfdetect.domains import Confusion, confusion_rows, confusions
+from dfdetect.embedding import FEWEST, Embedding, View, choose_crops, embedding_of, plane_of, viewer
+from dfdetect.errors import MOST_NAMED, DfdetectError, unknown
 from dfdetect.faces import CropRecipe
 from dfdetect.files import make_folder, read_json, write_json, write_whole
 from dfdetect.manifest import SPLITS, Sample, read_samples
-from dfdetect.metrics import accuracy, auc, eer, mean_by
 from dfdetect.processes import join, share_of
 from dfdetect.quality import ordered, parse_qualities, parse_quality, to_prepare
-from dfdetect.results import Prediction, predict
+from dfdetect.results import Prediction, Scorer, predictions_of
 
-ALL = "all"
-"""The column of every manipulation together."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One number's place and the numbers: AUC, EER and accuracy at `threshold`, None with a reason.
-
-    `quality` is a quality, or mean, pooled, worst over those evaluated; n counts frames or videos.
-    """
-
-    data: str
-    split: str
-    level: str
-    quality: str
-    manipulation: str
-    auc: float | None
-    eer: float | None
-    accuracy: float | None
-    threshold: float
-    n_real: int
-    n_fake: int
-    reason: str = ""
+FIGURES = ("domains.csv", "domains.png", "features.npz", "tsne.png")
+"""What is written only where there is something to show."""
 
 
 class EvalResult(NamedTuple):
-    """What eval found: the cells, and what they were computed from."""
+    """What eval found: the cells, and what they were computed from; how often the domain head took
+    each manipulation for which; the features of some crops."""
 
     model: dict[str, Any]
     cells: list[Cell]
     predictions: dict[str, list[Prediction]]
     warnings: list[str]
+    domains: Sequence[Confusion] = ()
+    embedding: Embedding | None = None
+
+    @property
+    def files(self) -> list[str]:
+        """Names of what is written of it."""
+        names = ["predictions.parquet", "metrics.json", "metrics.csv"]
+        names += FIGURES[:2] if self.domains else []
+        return names + list(FIGURES[2:] if self.embedding else [])
 
     def as_json(self) -> dict[str, Any]:
         return {
             "schema_version": 1,
             "model": self.model,
             "cells": [asdict(cell) for cell in self.cells],
+            "domains": [asdict(confusion) for confusion in self.domains],
             "warnings": self.warnings,
         }
 
@@ -79,23 +71,34 @@ def evaluate(
     device: str = "auto",
     on_progress: Callable[[int, int], None] | None = None,
     workers: int | None = None,
+    tsne: int | None = None,
 ) -> EvalResult:
     """Score one split of prepared folders and measure; writes predictions and metrics into `out`.
 
     `qualities` are by default those stored; JPEG that is not stored is made of the raw crops.
-    `workers` load crops (default: as the machine's cores allow).
+    `workers` load crops (default: as the machine's cores allow). `tsne`: of up to so many crops of
+    each manipulation write pooled features and their t-SNE too.
     Processes started by `torchrun` share the scoring; each returns the whole result.
 
     Errors: DfdetectError for an unreadable checkpoint or folder, a quality that was not prepared,
-    a split without rows, or folders of which none has both classes.
+    a split without rows, folders of which none has both classes, or a t-SNE without `out` or of
+    fewer than 5 crops.
     """
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
+    if tsne and not out:
+        raise DfdetectError("--tsne writes a picture and its features", "say where to, with --out")
     who = join(on_cpu=choose_device(device) == "cpu")
     checkpoint = load_checkpoint(model, device)
     chosen = {name: _rows(folder, split, qualities) for name, folder in _named(data).items()}
+    embedded = {name: choose_crops(rows, tsne or 0) for name, rows in chosen.items()}
+    if tsne and (n := sum(int(flags.sum()) for flags in embedded.values())) < FEWEST:
+        raise DfdetectError(
+            f"--tsne {tsne}: no t-SNE of {n} crops", f"it takes {FEWEST} of all manipulations"
+        )
     if out and who.is_main:
         make_folder(out)
+    trained = checkpoint.info.data.get("manipulations")
     warnings = [w for f in data for w in _crop_warnings(checkpoint, f)]
     for name, rows in chosen.items():
         warnings += _unseen_warnings(checkpoint, name, rows)
@@ -107,23 +110,26 @@ def evaluate(
         if on_progress:
             on_progress(n_done, n_total)
 
-    image_size = checkpoint.detector.image_size
+    detector, device = checkpoint.detector, checkpoint.device
+    workers = default_workers(device) if workers is None else workers
+    views: dict[str, list[View]] = {}
+    for name, rows in chosen.items():
+        view = viewer(detector, share_of(embedded[name]))
+        with Scorer(rows, detector.image_size, 64, workers) as scorer:
+            views[name] = scorer.read(detector, view, device, progress)
+    names = checkpoint.info.domains
     predictions = {
-        name: predict(
-            checkpoint.detector,
+        name: predictions_of(
             rows,
-            image_size,
-            checkpoint.device,
-            64,
-            default_workers(checkpoint.device) if workers is None else workers,
-            progress,
+            [v.logit for v in views[name]],
+            [None if v.domain is None else names[v.domain] for v in views[name]],
         )
         for name, rows in chosen.items()
     }
     cells = [
         cell
         for name, rows in predictions.items()
-        for cell in measure(rows, name, split, checkpoint.info.threshold)
+        for cell in measure(rows, name, split, checkpoint.info.threshold, trained)
     ]
     if all(cell.auc is None for cell in cells):
         raise DfdetectError(
@@ -131,97 +137,63 @@ def evaluate(
             f"({cells[0].reason})",
             "both real and fake videos are needed in it",
         )
-    result = EvalResult(_described(checkpoint), cells, predictions, warnings)
+    told = [
+        confusion
+        for name, rows in predictions.items()
+        if detector.tells_domains
+        for confusion in confusions(rows, name, split, names, trained)
+    ]
+    embedding = embedding_of(chosen, views, trained) if tsne else None
+    result = EvalResult(_described(checkpoint), cells, predictions, warnings, told, embedding)
     if out and who.is_main:
         write_results(out, result)
     return result
 
 
-def measure(
-    predictions: Sequence[Prediction], data: str, split: str, threshold: float
-) -> list[Cell]:
-    """All cells of one folder's predictions."""
-    qualities = list(dict.fromkeys(p.quality for p in predictions))
-    manipulations = sorted({p.manipulation for p in predictions if p.label})
-    columns = manipulations if len(manipulations) == 1 else [*manipulations, ALL]
-    cells = []
-    for level in ("frame", "video"):
-        for manipulation in columns or [ALL]:
-            compared = [
-                p for p in predictions if not p.label or manipulation in (ALL, p.manipulation)
-            ]
-            place = (data, split, level)
-            singles = [
-                _cell(place, q, manipulation, [p for p in compared if p.quality == q], threshold)
-                for q in qualities
-            ]
-            cells += singles
-            if len(qualities) > 1:
-                pooled = _cell(place, "pooled", manipulation, compared, threshold)
-                cells += [_summary("mean", singles), pooled, _summary("worst", singles)]
-    return cells
-
-
 def write_results(out: Path, result: EvalResult) -> None:
-    """predictions.parquet, metrics.json and metrics.csv, each whole."""
+    """predictions.parquet, metrics.json and metrics.csv; domains.csv and domains.png, features.npz
+    and tsne.png where there are, and those of an earlier result are removed. Each whole."""
+    for name in FIGURES:
+        (out / name).unlink(missing_ok=True)
     rows = [{"data": name, **p._asdict()} for name, ps in result.predictions.items() for p in ps]
+    table = pa.Table.from_pylist(rows)
+    if not result.domains:
+        table = table.drop_columns(["predicted_domain"])
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd")
     write_whole(out / "predictions.parquet", buffer.getvalue())
     write_json(out / "metrics.json", result.as_json())
+    cells = [asdict(cell) for cell in result.cells]
+    write_whole(out / "metrics.csv", _csv([list(cells[0]), *(list(c.values()) for c in cells)]))
+    for name, content in _figures(result).items():
+        write_whole(out / name, content)
+
+
+def _figures(result: EvalResult) -> dict[str, bytes | str]:
+    """Pictures and the data that they show."""
+    files: dict[str, bytes | str] = {}
+    if result.domains:
+        from dfdetect.reports.figures import draw_confusions
+
+        files["domains.csv"] = _csv(confusion_rows(result.domains))
+        files["domains.png"] = draw_confusions(result.domains)
+    if result.embedding:
+        from dfdetect.reports.figures import draw_plane
+
+        columns, features = result.embedding
+        plane = plane_of(result.embedding)
+        places = {f"tsne_{name}": place for name, place in plane.places.items()}
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **columns, **features, **places)
+        files["features.npz"] = buffer.getvalue()
+        files["tsne.png"] = draw_plane(columns, plane)
+    return files
+
+
+def _csv(rows: Iterable[Sequence[object]]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(asdict(result.cells[0])), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(cell) for cell in result.cells)
-    write_whole(out / "metrics.csv", text.getvalue())
-
-
-# --- numbers ---------------------------------------------------------------------------------
-
-
-def _cell(
-    place: tuple[str, str, str], quality: str, manipulation: str,
-    rows: Sequence[Prediction], threshold: float,
-) -> Cell:  # fmt: skip
-    """Frames rank by logit (sigmoid saturates); a video is the mean score of its crops there."""
-    labels = np.array([p.label for p in rows], int)
-    scores = np.array([p.score for p in rows])
-    ranks = np.array([p.logit for p in rows])
-    if place[2] == "video" and len(rows):
-        # One video at several qualities is several entries of the pool.
-        groups = [f"{p.quality}/{p.video_id}" for p in rows]
-        keys, scores = mean_by(scores, groups)
-        label_of = dict(zip(groups, labels, strict=True))
-        labels = np.array([label_of[key] for key in keys], int)
-        ranks = scores
-    n_fake = int(labels.sum())
-    n_real = len(labels) - n_fake
-    if not n_real or not n_fake:
-        reason = f"no {'real' if not n_real else 'fake'} {place[2]}s at {quality}"
-        return Cell(
-            *place, quality, manipulation, None, None, None, threshold, n_real, n_fake, reason
-        )
-    return Cell(
-        *place, quality, manipulation, auc(ranks, labels), eer(ranks, labels),
-        accuracy(scores, labels, threshold), threshold, n_real, n_fake,
-    )  # fmt: skip
-
-
-def _summary(name: str, cells: Sequence[Cell]) -> Cell:
-    """Mean or worst over qualities; empty if one of them is empty. n is that of one quality."""
-    empty = [cell for cell in cells if cell.auc is None]
-    values: dict[str, float | None] = dict.fromkeys(("auc", "eer", "accuracy"))
-    if not empty:
-        for key in values:
-            column = [getattr(cell, key) for cell in cells]
-            worst = max if key == "eer" else min
-            values[key] = float(np.mean(column)) if name == "mean" else worst(column)
-    first = min(cells, key=lambda cell: (cell.n_real, cell.n_fake))
-    return Cell(
-        first.data, first.split, first.level, name, first.manipulation, **values,
-        threshold=first.threshold, n_real=first.n_real, n_fake=first.n_fake,
-        reason=empty[0].reason if empty else "",
-    )  # fmt: skip
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 # --- rows ------------------------------------------------------------------------------------
@@ -269,8 +241,17 @@ def _crop_warnings(checkpoint: Checkpoint, folder: Path) -> list[str]:
 def _unseen_warnings(checkpoint: Checkpoint, name: str, rows: Sequence[Sample]) -> list[str]:
     trained = [parse_quality(q) for q in checkpoint.info.preset["qualities"]]
     scored = [parse_quality(q) for q in sorted({s.quality for s in rows})]
-    unseen = [q.name for q in scored if not any(t.covers(q) for t in trained)]
-    return [f"{name}: the model never trained on {', '.join(unseen)}"] if unseen else []
+    qualities = [q.name for q in scored if not any(t.covers(q) for t in trained)]
+    made = checkpoint.info.data.get("manipulations")
+    fakes = sorted({s.manipulation for s in rows if s.label})
+    unseen = [m for m in fakes if was_seen(m, made) is False]
+    more = f" and {len(unseen) - MOST_NAMED} more" if len(unseen) > MOST_NAMED else ""
+    manipulations = ", ".join(unseen[:MOST_NAMED]) + more
+    never = f"{name}: the model never trained on"
+    return [
+        *([f"{never} {', '.join(qualities)}"] if qualities else []),
+        *([f"{never} the manipulations {manipulations}"] if manipulations else []),
+    ]
 
 
 def _described(checkpoint: Checkpoint) -> dict[str, Any]:

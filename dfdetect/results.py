@@ -2,23 +2,25 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dfdetect.data import images_to_tensor, scoring_batches
 from dfdetect.manifest import Sample
 from dfdetect.metrics import Band, mean_by
 from dfdetect.processes import in_order, objects_of_all, share_of
 
+T = TypeVar("T")
 SCHEMA_VERSION = 1
 Call = Literal["likely-fake", "likely-real", "inconclusive", "no-face"]
 
 
 class Prediction(NamedTuple):
-    """One scored crop. `logit` is what the detector said, `score` its sigmoid in 0..1."""
+    """One scored crop. `logit` is what the detector said, `score` its sigmoid in 0..1;
+    `predicted_domain` is the forgery technique that a domain head named, if it was asked."""
 
     sample_id: str
     video_id: str
@@ -30,6 +32,7 @@ class Prediction(NamedTuple):
     label: int
     logit: float
     score: float
+    predicted_domain: str | None = None
 
 
 class FrameScore(NamedTuple):
@@ -85,27 +88,14 @@ def score_images(
     detector: nn.Module, images: Sequence[np.ndarray], device: str, batch_size: int = 32
 ) -> np.ndarray:
     """Logits float64 [N] of network inputs uint8 [S,S,3] RGB."""
-    batches = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
-    return _logits(detector, map(images_to_tensor, batches), device)
-
-
-def predict(
-    detector: nn.Module,
-    samples: Sequence[Sample],
-    image_size: int,
-    device: str,
-    batch_size: int = 64,
-    workers: int = 0,
-    on_batch: Callable[[int], None] | None = None,
-) -> list[Prediction]:
-    """A Scorer's predictions of `samples`, made once."""
-    with Scorer(samples, image_size, batch_size, workers) as scorer:
-        return scorer.predict(detector, device, on_batch)
+    starts = range(0, len(images), batch_size)
+    batches = (images_to_tensor(images[i : i + batch_size]) for i in starts)
+    return np.array(_read(detector, _logits_of(detector), batches, device), np.float64)
 
 
 class Scorer:
     """Scores the same rows as often as wanted, with loader processes that stay until its `with`
-    block ends. Several processes share the rows, and each gets the predictions of all."""
+    block ends. Several processes share the rows, and each gets what all of them found."""
 
     def __init__(
         self, samples: Sequence[Sample], image_size: int, batch_size: int = 64, workers: int = 0
@@ -124,15 +114,35 @@ class Scorer:
     ) -> list[Prediction]:
         """Score every row with `detector` in eval mode; `on_batch(n)` after each batch of n crops
         here, which may raise to stop."""
-        shares = objects_of_all(_logits(detector, self._batches, device, on_batch))
-        logits = np.array(in_order(shares), np.float64)
-        return [
-            Prediction(
-                s.sample_id, s.video_id, s.track_id, s.dataset, s.manipulation, s.quality, s.split,
-                s.label, float(logit), float(score),
-            )
-            for s, logit, score in zip(self._samples, logits, sigmoid(logits), strict=True)
-        ]  # fmt: skip
+        logits = self.read(detector, _logits_of(detector), device, on_batch)
+        return predictions_of(self._samples, logits)
+
+    def read(
+        self, detector: nn.Module, read: Callable[[Tensor], Sequence[T]], device: str,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> list[T]:  # fmt: skip
+        """What `read` finds in every row, in their order, with `detector` in eval mode.
+
+        It gets images float [N,3,S,S] in 0..1, those of this process's share in their order, and
+        returns one value for each; `on_batch` as in `predict`.
+        """
+        return in_order(objects_of_all(_read(detector, read, self._batches, device, on_batch)))
+
+
+def predictions_of(
+    samples: Sequence[Sample], logits: Sequence[float], domains: Sequence[str | None] | None = None
+) -> list[Prediction]:
+    """One for each sample, of its logit and the domain that was predicted for it."""
+    scores = sigmoid(np.array(logits, np.float64))
+    return [
+        Prediction(
+            s.sample_id, s.video_id, s.track_id, s.dataset, s.manipulation, s.quality, s.split,
+            s.label, float(logit), float(score), domain,
+        )
+        for s, logit, score, domain in zip(
+            samples, logits, scores, domains or [None] * len(samples), strict=True
+        )
+    ]  # fmt: skip
 
 
 def video_scores(predictions: Sequence[Prediction]) -> tuple[list[str], np.ndarray, np.ndarray]:
@@ -149,22 +159,23 @@ def decide(score: float, band: Band | None) -> Call:
     return "likely-fake" if score > band.fake_above else "likely-real"
 
 
-def _logits(
-    detector: nn.Module,
-    batches: Iterable[torch.Tensor],
-    device: str,
-    on_batch: Callable[[int], None] | None = None,
-) -> np.ndarray:
+def _logits_of(detector: nn.Module) -> Callable[[Tensor], list[float]]:
+    return lambda images: detector(images).double().tolist()
+
+
+def _read(
+    detector: nn.Module, read: Callable[[Tensor], Sequence[T]], batches: Iterable[Tensor],
+    device: str, on_batch: Callable[[int], None] | None = None,
+) -> list[T]:  # fmt: skip
     was_training = detector.training
     detector.eval()
-    parts = [np.zeros(0)]
+    found: list[T] = []
     try:
         with torch.inference_mode():
             for images in batches:
-                logits = detector(images.to(device, non_blocking=True).float().div_(255))
-                parts.append(logits.double().cpu().numpy())
+                found += read(images.to(device, non_blocking=True).float().div_(255))
                 if on_batch:
                     on_batch(len(images))
     finally:
         detector.train(was_training)
-    return np.concatenate(parts)
+    return found

@@ -39,7 +39,7 @@ from dfdetect.errors import DfdetectError, ExitCode
 from dfdetect.manifest import read_samples, read_table, write_part
 from dfdetect.presets import Augment, Preset, load_preset
 from dfdetect.quality import jpeg_round_trip
-from dfdetect.results import Scorer, predict
+from dfdetect.results import Scorer
 
 DOMAINS = ["real", "local-warp", "self-blend"]
 
@@ -579,9 +579,14 @@ class Brightness(nn.Module):
         return images.mean((1, 2, 3))
 
 
+def predict(rows, batch_size=64, on_batch=None):
+    with Scorer(rows, 64, batch_size) as scorer:
+        return scorer.predict(Brightness(), "cpu", on_batch)
+
+
 def test_scoring_again_uses_the_same_processes_and_gives_the_same_numbers(data):
     rows = at_qualities(read_samples(data, "val"), ["raw", "c40", "j40-100"])
-    once = predict(Brightness(), rows, 64, "cpu", batch_size=7)
+    once = predict(rows, 7)
     means = [to_input(read_group([s])[0], 64).mean() / 255 for s in rows]
     assert [p.logit for p in once] == pytest.approx(means, abs=1e-6)
     assert [(p.sample_id, p.quality) for p in once] == [(s.sample_id, s.quality) for s in rows]
@@ -601,17 +606,17 @@ def test_scoring_again_uses_the_same_processes_and_gives_the_same_numbers(data):
 
 def test_processes_share_the_rows_and_each_gets_all_predictions(data, monkeypatch):
     rows = read_samples(data, "val")
-    alone = predict(Brightness(), rows, 64, "cpu")
+    alone = predict(rows)
     read, shares = Counter(), []
     for rank in (0, 1, 2):
         monkeypatch.setattr(results, "share_of", lambda items, r=rank: items[r::3])
         monkeypatch.setattr(results, "objects_of_all", lambda share: shares.append(share) or shares)
         monkeypatch.setattr(results, "in_order", lambda shares: [0.0] * len(rows))
-        predict(Brightness(), rows, 64, "cpu", batch_size=4, on_batch=lambda n: read.update(all=n))
+        predict(rows, 4, lambda n: read.update(all=n))
     assert read["all"] == len(rows)
     monkeypatch.undo()
     monkeypatch.setattr(results, "objects_of_all", lambda share: shares)
-    assert predict(Brightness(), rows, 64, "cpu") == alone
+    assert predict(rows) == alone
 
 
 def test_processes_that_cannot_be_started_are_an_error_of_the_environment(monkeypatch):

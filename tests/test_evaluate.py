@@ -1,23 +1,44 @@
 """eval: numbers worked by hand, empty cells with a reason, files that agree with one another."""
 
+import csv
 import json
 import shutil
+from collections import Counter
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from dfdetect.checkpoint import load_checkpoint, save_checkpoint
+from dfdetect.data import read_crop, to_input
+from dfdetect.detector import Detector
+from dfdetect.domains import confusions
+from dfdetect.embedding import choose_crops
 from dfdetect.errors import DfdetectError
 from dfdetect.evaluate import evaluate, measure
 from dfdetect.manifest import read_samples, read_table, write_part
+from dfdetect.presets import load_preset
 from dfdetect.results import Prediction
+from dfdetect.train import train
 
 
-def row(video, frame, manipulation, quality, score):
+@pytest.fixture(scope="module")
+def did(data, tmp_path_factory):
+    """A tiny DID, trained on c23 for a few steps, that never saw local-warp."""
+    out = tmp_path_factory.mktemp("runs") / "did"
+    options = ["epochs=1", "steps_per_epoch=4", "image_size=64", "leave_out=local-warp"]
+    train(load_preset("did-tiny", options), [data], out, device="cpu")
+    return out
+
+
+def row(video, frame, manipulation, quality, score, domain=None):
     label = int(manipulation != "real")
     logit = float(np.log(score / (1 - score)))
     sample = f"{video}/{frame}/0"
-    return Prediction(sample, video, 0, "d", manipulation, quality, "test", label, logit, score)
+    return Prediction(
+        sample, video, 0, "d", manipulation, quality, "test", label, logit, score, domain
+    )
 
 
 def cell(cells, **place):
@@ -159,11 +180,198 @@ def test_what_is_not_there_is_named(run, data, arguments, complaint):
         evaluate(run, [data], device="cpu", **arguments)
 
 
-def test_a_quality_the_model_never_saw_is_pointed_out(data, tmp_path):
-    from dfdetect.presets import load_preset
-    from dfdetect.train import train
+def test_what_the_model_never_trained_on_is_pointed_out(did, data):
+    result = evaluate(did, [data], device="cpu")
+    assert result.warnings == [
+        "prepared: the model never trained on c40, raw",
+        "prepared: the model never trained on the manipulations local-warp",
+    ]
+    seen = {c.manipulation: c.seen_in_training for c in result.cells}
+    assert seen == {"local-warp": False, "self-blend": True, "unseen": False, "all": None}
+    assert list(seen)[-1] == "all"
+    figures = ("auc", "eer", "accuracy", "n_fake")
+    alone, together = (
+        [[getattr(c, f) for f in figures] for c in result.cells if c.manipulation == name]
+        for name in ("local-warp", "unseen")
+    )
+    assert alone == together
 
-    preset = load_preset("did-tiny", ["epochs=1", "steps_per_epoch=2", "image_size=64"])
-    train(preset, [data], tmp_path / "run", device="cpu")
-    result = evaluate(tmp_path / "run", [data], device="cpu")
-    assert result.warnings == ["prepared: the model never trained on c40, raw"]
+
+def test_unseen_is_all_that_was_never_trained_on_where_there_are_both_kinds():
+    rows = [*BY_HAND, row("c", 0, "NT", "raw", 0.5)]
+    cells = measure(rows, "d", "test", 0.45, trained=["DF", "not here"])
+    frame = {"level": "frame", "quality": "raw"}
+    assert list(dict.fromkeys(c.manipulation for c in cells)) == ["DF", "FS", "NT", "unseen", "all"]
+    # FS .3 .3 and NT .5 against .2 .6 .1 .3: 2.5, 2.5 and 3 of 4
+    assert cell(cells, manipulation="unseen", **frame).auc == pytest.approx(8 / 12)
+    for trained in (["DF", "FS", "NT"], ["x"], None):
+        found = measure(rows, "d", "test", 0.45, trained)
+        assert "unseen" not in {c.manipulation for c in found}
+        expected = None if trained is None else trained != ["x"]
+        assert {c.seen_in_training for c in found if c.manipulation != "all"} == {expected}
+
+
+def test_a_checkpoint_that_does_not_say_what_it_trained_on_leaves_it_open(did, data, tmp_path):
+    known = load_checkpoint(did, "cpu")
+    rest = {k: v for k, v in known.info.data.items() if k != "manipulations"}
+    info = known.info.model_copy(update={"data": rest})
+    save_checkpoint(tmp_path / "detector.safetensors", known.detector, info)
+    result = evaluate(tmp_path, [data], "c23", device="cpu")
+    assert result.warnings == []
+    assert {c.seen_in_training for c in result.cells} == {None}
+    assert result.domains[0].seen_in_training == [True, None, None]
+    assert result.domains[0].mean_diagonal is not None
+
+
+DOMAINS = ["real", "DF", "FS"]
+TOLD = [
+    # per quality: real 2 of 3 right, DF 1 of 2, FS 0 of 1 (at c40 1 of 1); NT was never trained on
+    *(row("r", i, "real", "raw", 0.5, d) for i, d in enumerate(("real", "real", "FS"))),
+    *(row("a", i, "DF", "raw", 0.5, d) for i, d in enumerate(("DF", "real"))),
+    row("b", 0, "FS", "raw", 0.5, "DF"),
+    row("n", 0, "NT", "raw", 0.5, "FS"),
+    row("b", 0, "FS", "c40", 0.5, "FS"),
+]
+
+
+def test_confusion_counts_by_quality_and_pooled_and_its_diagonal_leaves_out_the_unseen():
+    raw, c40, pooled = confusions(TOLD, "d", "test", DOMAINS, ["DF", "FS", "Deepfakes"])
+    assert [c.quality for c in (raw, c40, pooled)] == ["raw", "c40", "pooled"]
+    assert raw.manipulations == c40.manipulations == ["real", "DF", "FS", "NT"]
+    assert raw.seen_in_training == [True, True, True, False]
+    assert raw.counts == [[2, 0, 1], [1, 1, 0], [0, 1, 0], [0, 0, 1]]
+    assert pooled.counts == [[2, 0, 1], [1, 1, 0], [0, 1, 1], [0, 0, 1]]
+    assert (raw.mean_diagonal, raw.n_diagonal) == (pytest.approx((1 / 2 + 0) / 2), 3)
+    assert raw.mean_diagonal_with_real == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
+    assert raw.n_diagonal_with_real == 6
+    assert (c40.mean_diagonal, c40.n_diagonal) == (1.0, 1)  # rows without crops do not count
+    assert pooled.mean_diagonal == pytest.approx(1 / 2)
+
+
+def test_groups_that_training_found_itself_have_no_diagonal():
+    found = [p._replace(predicted_domain="group 1") for p in TOLD]
+    *_, pooled = confusions(found, "d", "test", ["real", "group 1"], ["DF", "FS"])
+    assert pooled.counts == [[0, 3], [0, 2], [0, 2], [0, 1]]
+    assert pooled.mean_diagonal is None and "no manipulation here" in pooled.reason
+
+
+def test_domains_of_eval_are_what_the_domain_head_says_of_each_crop(did, data, tmp_path):
+    result = evaluate(did, [data], out=tmp_path, device="cpu")
+    checkpoint = load_checkpoint(did, "cpu")
+    detector, names = checkpoint.detector, checkpoint.info.domains
+    assert names == ["real", "self-blend"]
+    paths = {(s.sample_id, s.quality): s.path for s in read_samples(data, "test")}
+    stored = pq.read_table(tmp_path / "predictions.parquet").to_pylist()
+    counts = Counter()
+    for p in stored:
+        crop = to_input(read_crop(paths[p["sample_id"], p["quality"]]), 64)
+        with torch.inference_mode():
+            images = torch.from_numpy(crop.copy()).permute(2, 0, 1)[None] / 255
+            logits = detector.domain_logits(
+                detector.decompose(detector.features(images).final).domain
+            )[0]
+            assert p["logit"] == pytest.approx(float(detector(images)), abs=1e-5)
+        told = names.index(p["predicted_domain"])
+        assert logits[told] == pytest.approx(float(logits.max()), abs=1e-5)
+        counts[p["quality"], p["manipulation"], p["predicted_domain"]] += 1
+        counts["pooled", p["manipulation"], p["predicted_domain"]] += 1
+    rows = list(csv.DictReader((tmp_path / "domains.csv").open()))
+    assert [r["manipulation"] for r in rows[:3]] == ["real", "self-blend", "local-warp"]
+    assert [r["seen_in_training"] for r in rows[:3]] == ["True", "True", "False"]
+    assert len(rows) == 4 * 3
+    for r in rows:
+        of_row = [counts[r["quality"], r["manipulation"], name] for name in names]
+        assert [int(r[f"predicted {name}"]) for name in names] == of_row
+        assert int(r["n"]) == sum(of_row)
+    (entry,) = [
+        d
+        for d in json.loads((tmp_path / "metrics.json").read_text())["domains"]
+        if d["quality"] == "pooled"
+    ]
+    right, n = counts["pooled", "self-blend", "self-blend"], entry["n_diagonal"]
+    assert n == sum(p["manipulation"] == "self-blend" for p in stored)
+    assert entry["mean_diagonal"] == pytest.approx(right / n)
+    assert (entry["level"], entry["domains"]) == ("frame", names)
+    assert result.files == [
+        "predictions.parquet", "metrics.json", "metrics.csv", "domains.csv", "domains.png",
+    ]  # fmt: skip
+    assert {f.name for f in tmp_path.iterdir()} == set(result.files)
+
+
+def test_score_domain_and_features_come_from_one_pass(did, data, tmp_path, monkeypatch):
+    n_images, features = [], Detector.features
+
+    def counting(self, images, strides=()):
+        n_images.append(len(images))
+        return features(self, images, strides)
+
+    plain = evaluate(did, [data], device="cpu")
+    monkeypatch.setattr(Detector, "features", counting)
+    result = evaluate(did, [data], out=tmp_path, device="cpu", tsne=3)
+    assert sum(n_images) == len(read_samples(data, "test"))
+    assert result.predictions == plain.predictions
+
+
+def test_tsne_keeps_some_crops_of_each_manipulation_with_their_features(did, data, tmp_path):
+    evaluate(did, [data], out=tmp_path / "a", device="cpu", tsne=4)
+    evaluate(did, [data], out=tmp_path / "b", device="cpu", tsne=4)
+    a, b = (np.load(tmp_path / name / "features.npz") for name in "ab")  # nothing pickled
+    assert all((a[name] == b[name]).all() for name in b.files)
+    assert Counter(a["manipulation"].tolist()) == {"real": 4, "local-warp": 4, "self-blend": 4}
+    assert set(zip(a["manipulation"], a["label"], a["seen_in_training"], strict=True)) == {
+        ("real", 0, 1), ("self-blend", 1, 1), ("local-warp", 1, 0),
+    }  # fmt: skip
+    rows = {(s.sample_id, s.quality): s for s in read_samples(data, "test")}
+    detector = load_checkpoint(did, "cpu").detector
+    for i, key in enumerate(zip(a["sample_id"], a["quality"], strict=True)):
+        assert rows[key].manipulation == a["manipulation"][i]
+        crop = to_input(read_crop(rows[key].path), 64)
+        with torch.inference_mode():
+            images = torch.from_numpy(crop.copy()).permute(2, 0, 1)[None] / 255
+            parts = detector.decompose(detector.features(images).final)
+        for name in ("whole", "deepfake", "domain"):
+            expected = getattr(parts, name)[0].mean((1, 2)).numpy()
+            assert a[name][i] == pytest.approx(expected, rel=1e-3, abs=1e-5), name
+    for name in ("whole", "deepfake", "domain"):
+        assert a[f"tsne_{name}"].shape == (12, 2) and np.isfinite(a[f"tsne_{name}"]).all()
+    assert (tmp_path / "a/tsne.png").read_bytes() == (tmp_path / "b/tsne.png").read_bytes()
+
+
+def test_crops_are_chosen_spread_by_chance_and_without_regard_to_others(data):
+    rows = read_samples(data, "test")
+    chosen = choose_crops(rows, 5, seed=1)
+    fakes = [s for s in rows if s.manipulation != "local-warp"]
+    kept = [s for s, flag in zip(rows, chosen, strict=True) if flag]
+    again = [s for s, flag in zip(fakes, choose_crops(fakes, 5, seed=1), strict=True) if flag]
+    assert [s for s in kept if s.manipulation != "local-warp"] == again
+    assert (choose_crops(rows, 5, seed=2) != chosen).any()
+    assert choose_crops(rows, 10**6).all() and not choose_crops(rows, 0).any()
+
+
+def test_a_detector_without_a_domain_head_has_features_and_no_domains(
+    run, did, data, tmp_path, cli
+):
+    done = cli("eval", did, "--data", data, "--out", tmp_path, "--tsne", 2, "--device", "cpu")
+    assert done.exit_code == 0 and "local-warp *" in done.stdout
+    assert "* never trained on" in done.stdout and "mean of the diagonal" in done.stdout
+    assert done.stdout.strip().endswith("domains.csv, domains.png, features.npz, tsne.png")
+    done = cli("eval", run, "--data", data, "--out", tmp_path, "--tsne", 2, "--device", "cpu")
+    assert done.exit_code == 0 and "never trained on" not in done.stdout
+    assert set(np.load(tmp_path / "features.npz").files) >= {"whole", "tsne_whole"}
+    assert not {"deepfake", "domain"} & set(np.load(tmp_path / "features.npz").files)
+    assert "predicted_domain" not in pq.read_schema(tmp_path / "predictions.parquet").names
+    assert not (tmp_path / "domains.csv").exists()  # of the other detector
+    assert not (tmp_path / "domains.png").exists()
+
+
+def test_tsne_that_cannot_be_is_refused_before_the_work(run, data, tmp_path, cli):
+    done = cli("eval", run, "--data", data, "--tsne", 5)
+    assert done.exit_code == 2
+    assert done.stderr == (
+        "error: --tsne writes a picture and its features; say where to, with --out\n"
+    )
+    done = cli("eval", run, "--data", data, "--tsne", 1, "--out", tmp_path / "out")
+    assert done.exit_code == 2 and not (tmp_path / "out").exists()
+    assert done.stderr == (
+        "error: --tsne 1: no t-SNE of 3 crops; it takes 5 of all manipulations\n"
+    )

@@ -6,7 +6,7 @@ from pathlib import Path
 import dfdetect
 
 PACKAGE = Path(dfdetect.__file__).parent
-VERBS = {"prepare", "train", "evaluate", "scanning", "demo", "describe", "sweep"}
+VERBS = {"prepare", "train", "evaluate", "scanning", "demo", "describe", "sweep", "explain"}
 SHELVES = {"datasets", "degradations", "forgeries", "methods", "reports"}
 HOMES = {
     "av": {"video", "prepare"},  # prepare records its version
@@ -15,7 +15,8 @@ HOMES = {
     "accelerate": {"train", "processes"},
     "pebble": {"workers"},
     "distributed": {"workers"},
-    "sklearn": {"metrics"},
+    "sklearn": {"metrics", "embedding"},
+    "matplotlib": {"reports"},
     "typer": {"cli"},
     "rich": {"cli", "reports"},
 }

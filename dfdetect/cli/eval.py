@@ -38,7 +38,17 @@ def eval_(
     split: Annotated[str, typer.Option(help="train, val or test.", rich_help_panel=INPUT)] = "test",
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for predictions and metrics.", rich_help_panel=OUTPUT),
+        typer.Option(help="Folder for predictions, metrics and figures.", rich_help_panel=OUTPUT),
+    ] = None,
+    tsne: Annotated[
+        int | None,
+        typer.Option(
+            "--tsne",
+            metavar="N",
+            min=1,
+            help="Write pooled features of up to N crops per manipulation, and their t-SNE.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -49,7 +59,8 @@ def eval_(
 
     Example: dfdetect eval runs/qad --data data/ --out results/
 
-    Each manipulation is compared with all reals of its folder, by frame and by video.
+    Each manipulation is compared with all reals of its folder, by frame and by video. Of a detector
+    with a domain head (DID) it also tells which technique it takes each manipulation for.
     """
     from dfdetect.evaluate import evaluate
     from dfdetect.processes import processes
@@ -64,6 +75,7 @@ def eval_(
             device,
             lambda done, total: update(done, total, "crops"),
             workers,
+            tsne,
         )
     if not processes().is_main:
         return
@@ -72,8 +84,10 @@ def eval_(
     if as_json:
         show_json(result.as_json())
         return
-    from dfdetect.reports.table import eval_tables
+    from dfdetect.reports.table import domain_tables, eval_tables
 
     show(eval_tables(result))
+    if result.domains:
+        show(domain_tables(result.domains))
     if out:
-        show(f"written to {out}: predictions.parquet, metrics.json, metrics.csv")
+        show(f"written to {out}: {', '.join(result.files)}")

@@ -20,6 +20,8 @@ CALL_STYLE = {
 METRICS = {"auc": "AUC", "eer": "EER", "accuracy": "ACC"}
 STATUS_STYLE = {"OK": "green", "WARN": "bold yellow", "FAIL": "bold red", "unchecked": "dim"}
 IDS_SHOWN = 3
+DOMAINS_SHOWN = 3
+NEVER_TRAINED = "* never trained on a manipulation of this name"
 SPLIT_NOTE = {
     "test": ("The test split: figures to report. Choose nothing by them, or they are no longer "
              "those of unseen videos; to choose, sweep with split: val.", "bold yellow"),
@@ -112,6 +114,9 @@ def eval_tables(result) -> RenderableType:
             "pooled counts each once per quality."
         )
     )
+    if any(cell.seen_in_training is False for cell in result.cells):
+        together = any(cell.manipulation == "unseen" for cell in result.cells)
+        parts.append(Text(f"{NEVER_TRAINED}{'; unseen: all of these together' * together}."))
     return Group(*parts)
 
 
@@ -124,8 +129,9 @@ def _eval_table(cells: Sequence, manipulations: Sequence[str]) -> Table:
         for m in manipulations
     }
     for m in manipulations:
+        mark = " *" if single[m].seen_in_training is False else ""
         table.add_column(
-            f"{printable(m)}\nn {single[m].n_real}/{single[m].n_fake}", justify="right"
+            f"{printable(m)}{mark}\nn {single[m].n_real}/{single[m].n_fake}", justify="right"
         )
     qualities = list(dict.fromkeys(cell.quality for cell in cells))
     by_place = {(c.quality, c.manipulation): c for c in cells}
@@ -135,6 +141,48 @@ def _eval_table(cells: Sequence, manipulations: Sequence[str]) -> Table:
             shown = ["-" if v is None else f"{v:.3f}" for v in values]
             table.add_row(word, quality, *shown, end_section=quality == qualities[-1])
     return table
+
+
+def domain_tables(confusions: Sequence) -> RenderableType:
+    """For each folder, all its qualities pooled: what the domain head takes each manipulation for,
+    and the mean of the confusion's diagonal."""
+    parts: list[RenderableType] = []
+    for data in dict.fromkeys(c.data for c in confusions):
+        group = [c for c in confusions if c.data == data]
+        c, shares = group[-1], group[-1].shares()
+        title = (
+            f"domains predicted in {printable(data)}, {c.split} split, {c.level} level, {c.quality}"
+        )
+        table = Table(title=title, title_justify="left")
+        table.add_column("manipulation", overflow="fold")
+        for heading in ("n", "right"):
+            table.add_column(heading, justify="right")
+        table.add_column("taken for", overflow="fold")
+        for i, (name, seen) in enumerate(zip(c.manipulations, c.seen_in_training, strict=True)):
+            order = sorted(range(len(c.domains)), key=lambda j: -shares[i, j])
+            most = [j for j in order[:DOMAINS_SHOWN] if shares[i, j]]
+            right = c.right(i)
+            table.add_row(
+                printable(name) + (" *" if seen is False else ""),
+                str(sum(c.counts[i])),
+                "-" if right is None else f"{shares[i, right]:.0%}",
+                ", ".join(f"{printable(c.domains[j])} {shares[i, j]:.0%}" for j in most),
+            )
+        parts += [table, Text(_diagonal_line(group))]
+    return Group(*parts)
+
+
+def _diagonal_line(group: Sequence) -> str:
+    last = group[-1]
+    if last.mean_diagonal is None:
+        return f"no mean of the diagonal: {last.reason}"
+    by_quality = [(c.quality, c.mean_diagonal) for c in group if c.mean_diagonal is not None]
+    values = ", ".join(f"{quality} {value:.3f}" for quality, value in by_quality)
+    return (
+        f"mean of the diagonal over trained manipulations, {last.level} level: {values} "
+        f"(n {last.n_diagonal}); with real {last.mean_diagonal_with_real:.3f} "
+        f"(n {last.n_diagonal_with_real})"
+    )
 
 
 def verdict_panel(verdict) -> Panel:
