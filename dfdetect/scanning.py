@@ -1,24 +1,18 @@
 """scan: checkpoint + one video or picture -> Verdict, by the crop recipe that training used."""
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dfdetect.checkpoint import Checkpoint, load_checkpoint
-from dfdetect.data import to_input
+from dfdetect.checkpoint import Checkpoint
 from dfdetect.errors import DfdetectError
-from dfdetect.faces import FaceFinder, Track, align, track_faces
-from dfdetect.files import sha256_of
-from dfdetect.results import FrameScore, TrackScore, Verdict, decide, score_images, sigmoid
-from dfdetect.video import Frame, media_below, open_media, sample_frames
+from dfdetect.results import Verdict, decide
+from dfdetect.scoring import MIN_COVERAGE, FaceScorer, ScoredInput, attempts, lasting
 
 MIN_FRAMES = 3
 """A video with fewer scored frames of a face gives no call."""
-MIN_COVERAGE = 0.2
-"""A track in fewer than this share of the sampled frames does not decide a video."""
 MIN_PICTURES = 9
 """Validation pictures of each class below which a single picture gives no call."""
 SMALL_FACE_PX = 64
@@ -34,64 +28,24 @@ class Scanner:
 
         Errors: DfdetectError for a checkpoint that cannot be used.
         """
-        loaded = isinstance(model, Checkpoint)
-        self.checkpoint = model if loaded else load_checkpoint(model, device)
-        self.frames = frames
-        self._recipe = self.checkpoint.info.crop
-        # MTCNN's interpolation is not implemented on every accelerator; cpu and cuda are.
-        on_gpu = self.checkpoint.device.startswith("cuda")
-        self._find_faces = FaceFinder(self._recipe, self.checkpoint.device if on_gpu else "cpu")
+        self._score = FaceScorer(model, frames, device)
+        self.checkpoint = self._score.checkpoint
 
     def __call__(self, path: str | Path) -> Verdict:
-        """Errors: DfdetectError naming the file when it cannot be read as a video or picture."""
+        """The score is that of the person who looks most fake, among those long in view.
+
+        Errors: DfdetectError naming the file when it cannot be read as a video or picture.
+        """
         path = Path(path)
-        if path.is_dir():
-            raise DfdetectError(
-                f"{path}: no video or picture in this folder", "give a folder with media files"
-            )
-        with open_media(path) as media:
-            digest = sha256_of(path)
-            frames = list(sample_frames(media, self.frames))
-            follow = self._find_faces.follower()
-            tracks = track_faces([follow(frame.image) for frame in frames], follow.cuts)
-            scored = self._score(frames, tracks)
-            notes = [*media.warnings, *_cautions(tracks, frames, media.info.is_still)]
-            still = media.info.is_still
-        return self._verdict(path, digest, scored, notes, len(frames), still)
-
-    def _score(self, frames: Sequence[Frame], tracks: Sequence[Track]) -> list[TrackScore]:
-        places = [(t, position, face) for t in tracks for position, face in t.faces.items()]
-        inputs = [
-            to_input(align(frames[position].image, face.landmarks, self._recipe), self._size)
-            for _, position, face in places
-        ]
-        scores = sigmoid(score_images(self.checkpoint.detector, inputs, self.checkpoint.device))
-        by_track: dict[int, list[FrameScore]] = {track.track_id: [] for track in tracks}
-        for (track, position, face), score in zip(places, scores, strict=True):
-            frame, box = frames[position], [round(float(v), 1) for v in face.box_xyxy]
-            by_track[track.track_id].append(
-                FrameScore(frame.index, round(frame.time_s, 3), box, round(float(score), 6))
-            )
-        return [
-            TrackScore(track_id, round(float(np.mean([f.score for f in rows])), 6), rows)
-            for track_id, rows in by_track.items()
-        ]
-
-    @property
-    def _size(self) -> int:
-        return self.checkpoint.detector.image_size
-
-    def _verdict(
-        self, path: Path, digest: str, tracks: list[TrackScore], notes: list[str], n_frames: int,
-        still: bool,
-    ) -> Verdict:  # fmt: skip
-        """The video's score is that of the person who looks most fake, among those long in view."""
-        info = self.checkpoint.info
+        scored = self._score(path)
+        info, n_frames, still = self.checkpoint.info, scored.n_frames, scored.is_still
+        tracks = scored.track_scores()
+        notes = [*scored.warnings, *_cautions(scored)]
         call, score = "no-face", None
         if tracks:
-            lasting = [t for t in tracks if len(t.frames) >= MIN_COVERAGE * n_frames] or tracks[:1]
-            score = max(t.score for t in lasting)
-            longest = max(len(t.frames) for t in lasting)
+            deciding = lasting(tracks, n_frames)
+            score = max(t.score for t in deciding)
+            longest = max(len(t.frames) for t in deciding)
             call = decide(score, self.checkpoint.band)
             if self.checkpoint.band is None:
                 notes.append(f"inconclusive: the model makes {info.band_basis}")
@@ -108,7 +62,7 @@ class Scanner:
                 )
         return Verdict(
             str(path),
-            digest,
+            scored.sha256,
             call,
             score,
             round(info.threshold, 6),
@@ -149,39 +103,23 @@ def scan_many(
     on_result: Callable[[Path, Verdict | DfdetectError], None],
 ) -> None:
     """Scan each input; one that fails is reported as its error and does not stop the rest."""
-    for path in inputs:
-        result: Verdict | DfdetectError
-        try:
-            result = scanner(path)
-        except DfdetectError as error:
-            result = error
-        except Exception as error:  # a decoder's surprise on one file must not end the batch
-            if os.environ.get("DFDETECT_DEBUG"):
-                raise
-            cause = f"{path}: unexpected {type(error).__name__}: {error}"
-            result = DfdetectError(cause, "run with DFDETECT_DEBUG=1 and report it")
+    for path, result in attempts(inputs, scanner):
         on_result(path, result)
 
 
-def expand_inputs(inputs: Iterable[Path]) -> Iterator[Path]:
-    """Files as they are; of folders, the media files below them, sorted. A folder without any
-    stays in the list, so that it gets an error of its own and the rest goes on."""
-    for path in inputs:
-        yield from (media_below(path) or [path]) if path.is_dir() else [path]
-
-
-def _cautions(tracks: Sequence[Track], frames: Sequence[Frame], still: bool) -> list[str]:
+def _cautions(scored: ScoredInput) -> list[str]:
     """What weakens a verdict, in words."""
     notes = []
+    tracks, n_frames = scored.tracks, scored.n_frames
     if not tracks:
         return notes
     n_seen = len(tracks[0].faces)
     width = float(np.median([face.width_px for face in tracks[0].faces.values()]))
     if width < SMALL_FACE_PX:
         notes.append(f"small face: {width:.0f} px wide")
-    if not still and n_seen < len(frames) / 2:
-        notes.append(f"the main face is in {n_seen} of {len(frames)} frames looked at")
-    lasting = [t for t in tracks if len(t.faces) >= MIN_COVERAGE * len(frames)]
-    if len(lasting) > 1:
-        notes.append(f"{len(lasting)} people: the verdict is that of the most suspicious one")
+    if not scored.is_still and n_seen < n_frames / 2:
+        notes.append(f"the main face is in {n_seen} of {n_frames} frames looked at")
+    n_lasting = sum(len(t.faces) >= MIN_COVERAGE * n_frames for t in tracks)
+    if n_lasting > 1:
+        notes.append(f"{n_lasting} people: the verdict is that of the most suspicious one")
     return notes

@@ -15,7 +15,7 @@ HOMES = {
     "accelerate": {"train", "processes"},
     "pebble": {"workers"},
     "distributed": {"workers"},
-    "sklearn": {"metrics", "embedding"},
+    "sklearn": {"metrics", "embedding", "grouping"},
     "matplotlib": {"reports"},
     "typer": {"cli"},
     "rich": {"cli", "reports"},

@@ -8,6 +8,7 @@ from dfdetect.cli.audit import audit
 from dfdetect.cli.demo import demo
 from dfdetect.cli.edge import EdgeGroup
 from dfdetect.cli.eval import eval_
+from dfdetect.cli.explain import explain
 from dfdetect.cli.info import info
 from dfdetect.cli.prepare import prepare
 from dfdetect.cli.presets import presets
@@ -52,6 +53,7 @@ app.command()(train)
 app.command("eval")(eval_)
 app.command()(sweep)
 app.command()(scan)
+app.command()(explain)
 app.command()(presets)
 app.command()(info)
 app.command()(demo)

@@ -68,7 +68,8 @@ def scan(
             "pass --model RUN; make one with `dfdetect train`, or try `dfdetect demo`, "
             "which trains a tiny one in ./dfdetect-demo/run",
         )
-    from dfdetect.scanning import Scanner, expand_inputs, scan_many
+    from dfdetect.scanning import Scanner, scan_many
+    from dfdetect.scoring import expand_inputs
 
     scanner = Scanner(model, frames, device)
     paths = list(expand_inputs(named))

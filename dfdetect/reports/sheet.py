@@ -74,7 +74,7 @@ def draw_sheet(data: Path, n_rows: int | None = None, tile_px: int = 160) -> byt
     for line, text in enumerate(_title(data, everything, rows)):
         font = small if line else large
         at = (GAP_PX, GAP_PX + line * LINE_PX)
-        draw.text(at, _fit(text, font, LABEL_PX - 2 * GAP_PX), INK, font)
+        draw.text(at, fit(text, font, LABEL_PX - 2 * GAP_PX), INK, font)
     for x, quality in enumerate(columns):
         at = (LABEL_PX + x * step + tile_px // 2, HEAD_PX - GAP_PX)
         draw.text(at, quality, INK, large, anchor="ms")
@@ -185,10 +185,10 @@ def _label(draw: ImageDraw.ImageDraw, row: SheetRow, top: int, small, large) -> 
         del lines[1]
     for i, (text, ink, font) in enumerate(lines):
         at = (GAP_PX, top + GAP_PX + i * LINE_PX)
-        draw.text(at, _fit(text, font, LABEL_PX - 2 * GAP_PX), ink, font)
+        draw.text(at, fit(text, font, LABEL_PX - 2 * GAP_PX), ink, font)
 
 
-def _fit(text: str, font, width_px: int) -> str:
+def fit(text: str, font, width_px: int) -> str:
     """`text` in the font's characters (ASCII, others as escapes), its middle cut to fit."""
     text = shown = printable(text).encode("ascii", "backslashreplace").decode()
     n = len(text)
