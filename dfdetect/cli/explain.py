@@ -83,4 +83,4 @@ def _cells(result) -> tuple[str, str, str, str]:
         return result.input, "no face", "0", "none"
     n_empty = sum(row["empty"] for row in result.maps)
     maps = f"{len(result.maps)}, {n_empty} empty" if n_empty else str(len(result.maps))
-    return result.input, f"{result.score:.3f}", maps, f"{result.sheet}, {result.arrays}"
+    return result.input, f"{result.score:.3f}", maps, f"{result.sheet}, .npz"
