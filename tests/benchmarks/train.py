@@ -7,8 +7,8 @@ A step is what the trainer does with a batch: ascent, forward, backward, Adam. W
 way takes its turn, in shuffled order; a figure is the median over rounds of the ratio to the first
 way of the same round, so a busy neighbour weighs on both. Images are random, weights too.
 
-On the CPU, one thread: QAD, QAD with a third of the batch in its ascent, and each of its parts,
-over cross-entropy; then HSIC's share of a step of 64 samples at three qualities, which does not
+On the CPU, one thread: QAD, QAD with a third of the batch in its ascent, each of its parts, DID, and
+QAD and DID at once, over cross-entropy; then HSIC's share of a step of 64 samples at three qualities, which does not
 depend on the image size, as both grow with its square, so small images serve.
 
 With a GPU: presets at their own batch and size, in float32 and bfloat16, as they are, channels_last
@@ -41,6 +41,8 @@ CPU_WAYS = {
     "QAD, ascent on a third": ("qad-r50", ["method.ascent_fraction=0.33"]),
     "HSIC alone": ("qad-r50", ["method.gamma=0"]),
     "AWP alone": ("qad-r50", ["method.collab=none"]),
+    "DID": ("did-r50", ["qualities=raw,c23,c40"]),
+    "QAD and DID": ("qadid-effb1", []),
 }
 CPU_BACKBONES = ("resnet18", "efficientnet_b0")
 N_DOMAINS = 6
