@@ -7,9 +7,10 @@ A step is what the trainer does with a batch: ascent, forward, backward, Adam. W
 way takes its turn, in shuffled order; a figure is the median over rounds of the ratio to the first
 way of the same round, so a busy neighbour weighs on both. Images are random, weights too.
 
-On the CPU, one thread: QAD, QAD with a third of the batch in its ascent, each of its parts, DID, and
-QAD and DID at once, over cross-entropy; then HSIC's share of a step of 64 samples at three qualities, which does not
-depend on the image size, as both grow with its square, so small images serve.
+On the CPU, one thread: QAD, QAD with a third of the batch in its ascent, each of its parts, DID,
+and QAD and DID at once, over cross-entropy; then HSIC's share of a step of 64 samples at three
+qualities, which does not depend on the image size, as both grow with its square, so small images
+serve.
 
 With a GPU: presets at their own batch and size, in float32 and bfloat16, as they are, channels_last
 and compiled: images a second, ratio, peak memory. With --data, the share of a real run's time in
