@@ -138,10 +138,13 @@ def _pooled(detector: Detector, final: Tensor) -> Tensor:
 def _tsne(features: np.ndarray, perplexity: float, seed: int) -> np.ndarray:
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     if (features == features[0]).all():  # t-SNE would divide by their spread
         return np.zeros((len(features), 2), np.float32)
     n_directions = min(DIRECTIONS, *features.shape)
     reduced = PCA(n_directions, svd_solver="full").fit_transform(features.astype(np.float64))
-    found = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
+    # One thread: sums in one order, and no waiting for one another where cores are busy.
+    with threadpool_limits(1, "openmp"):
+        found = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
     return found.astype(np.float32)

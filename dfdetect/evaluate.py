@@ -184,9 +184,10 @@ def _figures(result: EvalResult) -> dict[str, bytes | str]:
         plane = plane_of(result.embedding)
         places = {f"tsne_{name}": place for name, place in plane.places.items()}
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **columns, **features, **places)
+        settings = {"perplexity": plane.perplexity, "seed": plane.seed}
+        np.savez_compressed(buffer, **columns, **features, **places, **settings)
         files["features.npz"] = buffer.getvalue()
-        files["tsne.png"] = draw_plane(columns, plane)
+        files["tsne.png"] = draw_plane(columns, plane, result.cells[0].split)
     return files
 
 

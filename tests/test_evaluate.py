@@ -317,6 +317,7 @@ def test_tsne_keeps_some_crops_of_each_manipulation_with_their_features(did, dat
     evaluate(did, [data], out=tmp_path / "b", device="cpu", tsne=4)
     a, b = (np.load(tmp_path / name / "features.npz") for name in "ab")  # nothing pickled
     assert all((a[name] == b[name]).all() for name in b.files)
+    assert a["perplexity"] == pytest.approx(11 / 3)  # of 12 crops
     assert Counter(a["manipulation"].tolist()) == {"real": 4, "local-warp": 4, "self-blend": 4}
     assert set(zip(a["manipulation"], a["label"], a["seen_in_training"], strict=True)) == {
         ("real", 0, 1), ("self-blend", 1, 1), ("local-warp", 1, 0),

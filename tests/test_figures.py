@@ -34,6 +34,7 @@ def columns_of(manipulations, qualities=("raw", "c40"), trained=None, data=("d",
     rows = [(d, m, q) for d in data for m in manipulations for q in qualities for _ in range(3)]
     columns = {key: np.array([r[i] for r in rows]) for i, key in
                enumerate(("data", "manipulation", "quality"))}  # fmt: skip
+    columns["video_id"] = np.array([f"v{i}" for i in range(len(rows))])
     columns["label"] = np.array([int(m != "real") for _, m, _ in rows])
     seen = [m == "real" or was_seen(m, trained) for _, m, _ in rows]
     columns["seen_in_training"] = np.array([-1 if s is None else s for s in seen], np.int8)
@@ -98,8 +99,10 @@ def test_a_manipulation_never_trained_on_is_marked_and_explained(drawn):
     assert "* never trained on" in " ".join(words(drawn))
     drawn.clear()
     columns = columns_of(["real", "DF", "FS"], trained=["DF"])
-    figures.draw_plane(columns, plane(columns, "whole"))
-    assert {"real (6)", "DF (6)", "FS * (6)"} <= set(words(drawn))
+    figures.draw_plane(columns, plane(columns, "whole"), "test")
+    assert {"real (6 of 6 videos)", "DF (6 of 6 videos)", "FS * (6 of 6 videos)"} <= set(
+        words(drawn)
+    )
     assert "* never trained on" in " ".join(words(drawn))
 
 
@@ -113,10 +116,10 @@ def test_hostile_names_stay_on_the_page_and_are_no_mathtext(drawn, n_folders):
     figures.draw_confusions([*one, *(pair if n_folders == 2 else ())])
     data = ("d", "$e$ " * 40)[:n_folders]
     columns = columns_of(["real", *HOSTILE], trained=HOSTILE[:4], data=data)
-    figures.draw_plane(columns, plane(columns, "whole", "deepfake", "domain"))
+    figures.draw_plane(columns, plane(columns, "whole", "deepfake", "domain"), "test")
     assert outside(drawn) == []
     assert any("$x_1$ and $\\frac{" in w for w in words(drawn))
-    assert any("_hidden" in w and w.endswith("(6)") for w in words(drawn))
+    assert any("_hidden" in w and w.endswith("(6 of 6 videos)") for w in words(drawn))
 
 
 @pytest.mark.parametrize("n", [1, 40])
@@ -125,7 +128,7 @@ def test_few_and_many_manipulations_stay_on_the_page(drawn, n):
     told = [(m, "raw", d) for m in ["real", *names] for d in ["real", *names]]
     figures.draw_confusions(found(told, ["real", *names], names))
     columns = columns_of(["real", *names], ("raw",))
-    figures.draw_plane(columns, plane(columns, "whole"))
+    figures.draw_plane(columns, plane(columns, "whole"), "test")
     assert outside(drawn) == []
 
 
@@ -146,10 +149,10 @@ def test_short_names_are_distinct_and_printable():
 
 def test_a_figure_depends_on_its_data_alone_and_is_white(monkeypatch):
     columns = columns_of(["real", "DF"])
-    first = figures.draw_plane(columns, plane(columns, "whole"))
+    first = figures.draw_plane(columns, plane(columns, "whole"), "test")
     for key, value in {"text.usetex": True, "figure.facecolor": "black", "font.size": 40}.items():
         monkeypatch.setitem(matplotlib.rcParams, key, value)
-    assert figures.draw_plane(columns, plane(columns, "whole")) == first
+    assert figures.draw_plane(columns, plane(columns, "whole"), "test") == first
     assert matplotlib.rcParams["font.size"] == 40
     picture = Image.open(io.BytesIO(first)).convert("RGB")
     assert picture.getpixel((0, 0)) == (255, 255, 255)

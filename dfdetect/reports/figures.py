@@ -79,11 +79,11 @@ def draw_confusions(confusions: Sequence[Confusion]) -> bytes:
         return _png(figure)
 
 
-def draw_plane(columns: Mapping[str, np.ndarray], plane: Plane) -> bytes:
+def draw_plane(columns: Mapping[str, np.ndarray], plane: Plane, split: str) -> bytes:
     """A panel for each set of features, crops marked by manipulation; a second row of panels with
     the same places marked by quality, where there are several (QAD Fig. 5).
 
-    `columns` are an Embedding's.
+    `columns` are an Embedding's, of crops of one `split`.
     """
     side, gap = 4.3, 0.35
     panels = list(plane.places)
@@ -92,9 +92,11 @@ def draw_plane(columns: Mapping[str, np.ndarray], plane: Plane) -> bytes:
     if len(set(columns["quality"])) > 1:
         groups.append(_by_quality(columns))
     any_never = (columns["seen_in_training"] == 0).any()
+    folders = ", ".join(short_names(sorted(set(columns["data"]))))
     note = (
         "t-SNE keeps neighbours near each other; distances between clusters, their sizes and their "
-        f"places mean nothing. {len(columns['label'])} crops, principal components (up to "
+        "places mean nothing, and crops of one video lie together whatever they are. "
+        f"{folders}, {split} split, {len(columns['label'])} crops, principal components (up to "
         f"{DIRECTIONS}) first, perplexity {plane.perplexity:.3g}, seed {plane.seed}."
     )
     caption = _wrapped(note + (f" {NEVER}, and hollow." if any_never else ""), width)
@@ -110,11 +112,11 @@ def draw_plane(columns: Mapping[str, np.ndarray], plane: Plane) -> bytes:
                 handles = _scatter(axes, plane.places[name], group)
                 axes.set_title(PANEL_OF[name])
             place = (gap / 2 / width, (top - side - 0.05) / height)
-            words = figure.legend(
+            legend_box = figure.legend(
                 handles, [str(i) for i in range(len(group))], loc="upper left",
                 bbox_to_anchor=place, ncols=n, borderaxespad=0, handletextpad=0.3, markerscale=1.4,
             )  # fmt: skip
-            for text, (label, _, _) in zip(words.get_texts(), group, strict=True):
+            for text, (label, _, _) in zip(legend_box.get_texts(), group, strict=True):
                 text.set_text(label)  # matplotlib would leave out names that begin with _
             top -= side + legend + 0.5
         _write(figure, caption, LINE * len(caption) + 0.15)
@@ -221,7 +223,9 @@ def _by_manipulation(columns: Mapping[str, np.ndarray]) -> Group:
                     "facecolors": "none" if never else colour}  # fmt: skip
             name += " *" if never else ""
             n_fakes += 1
-        group.append((f"{name} ({chosen.sum()})", chosen, look))
+        n_videos = len(set(columns["video_id"][chosen]))
+        videos = "1 video" if n_videos == 1 else f"{n_videos} videos"
+        group.append((f"{name} ({chosen.sum()} of {videos})", chosen, look))
     return group
 
 
