@@ -56,7 +56,7 @@ def viewer(detector: Detector, embedded: Iterable[bool]) -> Callable[[Tensor], l
 
     def view(images: Tensor) -> list[View]:
         final = detector.features(images).final
-        logits = detector.class_logits(final).double()
+        logits = detector.class_logits(final)
         wanted = np.array(list(islice(flags, len(images))))
         domains: list = [None] * len(images)
         maps = {"whole": final}
@@ -71,7 +71,8 @@ def viewer(detector: Detector, embedded: Iterable[bool]) -> Callable[[Tensor], l
             pools = {k: _pooled(detector, m).float().cpu().numpy() for k, m in maps.items()}
             for i in np.flatnonzero(wanted):
                 features[i] = {name: pool[i] for name, pool in pools.items()}
-        return list(map(View, (logits[:, 1] - logits[:, 0]).tolist(), domains, features))
+        difference = (logits[:, 1] - logits[:, 0]).double()
+        return list(map(View, difference.tolist(), domains, features))
 
     return view
 
