@@ -17,11 +17,13 @@ import numpy as np
 from dfdetect.errors import DfdetectError
 from dfdetect.faces import CropRecipe, FaceFinder
 from dfdetect.files import write_whole
-from dfdetect.forgeries import SHELF as FORGERIES
+from dfdetect.forgeries import SHELF
 from dfdetect.video import write_video
 
 CLIPS_PER_SPLIT = {"train": 8, "val": 10, "test": 4}
 N_FRAMES, FRAME_RATE, CLIP_PX = 24, 12, 256
+FORGERIES = ("self-blend", "local-warp")
+"""Those that need nothing but the portrait, and can be seen in it."""
 
 
 def make_clips(out: Path, seed: int = 0) -> Path:
@@ -40,7 +42,7 @@ def make_clips(out: Path, seed: int = 0) -> Path:
                 rng = np.random.default_rng([seed, len(rows)])
                 photo = portrait
                 if kind != "real":
-                    photo = FORGERIES[kind](portrait, faces[0].landmarks, rng).image
+                    photo = SHELF[kind](portrait, faces[0].landmarks, rng).image
                 name = f"{kind}/{number:02d}.mp4"
                 write_whole(out / name, write_video(list(camera(photo, rng)), FRAME_RATE))
                 label = "real" if kind == "real" else "fake"

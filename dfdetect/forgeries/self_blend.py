@@ -1,29 +1,55 @@
-"""self-blend: a face pasted onto itself, after its copy changed a little (Shiohara et al., 2022).
+"""self-blend: a face pasted onto itself, after its copy changed a little (Shiohara and Yamasaki,
+*Detecting Deepfakes with Self-Blended Images*, CVPR 2022).
 
-The copy gets another colour, sharpness and position; only the seam and the mismatch tell.
+The copy gets another colour, sharpness, position and size; only the seam and the mismatch tell.
+There either copy may be changed; here it is always the pasted one, so that everything outside the
+mask stays as it was: what augmentation does to the whole picture makes up for the difference.
 """
 
 import cv2
 import numpy as np
 
-from dfdetect.forgeries.base import Forged, eye_distance, face_mask
+from dfdetect.forgeries.base import (
+    EMPTY,
+    Bank,
+    Forged,
+    blend,
+    check_landmarks,
+    random_mask,
+    random_ratio,
+    resampled,
+    scale_of,
+    sharpened,
+)
 
 
-def self_blend(image: np.ndarray, landmarks: np.ndarray, rng: np.random.Generator) -> Forged:
+def self_blend(
+    image: np.ndarray, landmarks: np.ndarray, rng: np.random.Generator, bank: Bank = EMPTY
+) -> Forged:
     """uint8 [H,W,3] RGB and landmarks [5,2] px -> the blended image and its mask."""
-    unit, centre = eye_distance(landmarks), landmarks.mean(0)
-    source = image.astype(np.float32)
-    source = source * rng.uniform(0.93, 1.07, 3).astype(np.float32) + rng.uniform(-8, 8)
+    landmarks = check_landmarks(image, landmarks)
+    unit = scale_of(landmarks)
+    mask = random_mask(image.shape[:2], landmarks, rng) * np.float32(random_ratio(rng))
+    source = _recoloured(image.astype(np.float32), rng)
     if rng.random() < 0.5:
-        source = cv2.GaussianBlur(source, (0, 0), rng.uniform(0.6, 1.4))
+        source = resampled(source, rng.uniform(0.25, 0.8), rng)
     else:
-        source += rng.uniform(0.5, 1.0) * (source - cv2.GaussianBlur(source, (0, 0), 1.5))
-    turn = cv2.getRotationMatrix2D(
-        tuple(map(float, centre)), rng.uniform(-2, 2), rng.uniform(0.97, 1.03)
-    )
-    turn[:, 2] += rng.uniform(-0.03, 0.03, 2) * unit
+        source = sharpened(source, rng.uniform(0.3, 1.2), max(0.02 * unit, 0.6))
     height, width = image.shape[:2]
-    source = cv2.warpAffine(source, turn, (width, height), borderMode=cv2.BORDER_REFLECT)
-    mask = face_mask((height, width), landmarks, rng.uniform(0.85, 1.1)) * rng.uniform(0.75, 1.0)
-    blended = mask[..., None] * source + (1 - mask[..., None]) * image
-    return Forged(np.clip(blended, 0, 255).round().astype(np.uint8), mask)
+    centre = tuple(map(float, landmarks.mean(0)))
+    move = cv2.getRotationMatrix2D(centre, rng.uniform(-1, 1), rng.uniform(0.95, 1.05))
+    move[:, 2] += rng.uniform(-0.06, 0.06, 2) * unit
+    source = cv2.warpAffine(source, move, (width, height), borderMode=cv2.BORDER_REFLECT)
+    return blend(image, source, mask)
+
+
+def _recoloured(source: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Shift of the channels; hue, saturation and value; brightness and contrast."""
+    if rng.random() < 0.3:
+        source = source + rng.uniform(-20, 20, 3).astype(np.float32)
+    hsv = cv2.cvtColor(np.clip(source, 0, 255) / np.float32(255), cv2.COLOR_RGB2HSV)
+    hue, saturation, value = rng.uniform((-6, 0.85, 0.92), (6, 1.15, 1.08))
+    hsv = (hsv + np.float32([hue, 0, 0])) * np.float32([1, saturation, value])
+    hsv = np.dstack([hsv[..., 0] % 360, np.clip(hsv[..., 1:], 0, 1)])
+    gain, bias = rng.uniform((0.9, -0.05), (1.1, 0.05))
+    return (255 * (cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * gain + bias)).astype(np.float32)
