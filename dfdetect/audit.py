@@ -180,7 +180,7 @@ class Video:
     @property
     def people(self) -> list[str]:
         """Identities with the set that they belong to, the same for sets that share people."""
-        return [f"{_home(self['dataset'], identity)}/{identity}" for identity in self.identities]
+        return [person(self["dataset"], identity) for identity in self.identities]
 
     @property
     def is_picture(self) -> bool:
@@ -1076,6 +1076,11 @@ def _code(splits: set[str]) -> int:
 def _is_official(dataset: str | None) -> bool:
     """DeepfakeBench calls the parts of FaceForensics++ FF-DF and so on."""
     return _plain(dataset) in OFFICIAL or (dataset or "").startswith("FF-")
+
+
+def person(dataset: str | None, identity: str) -> str:
+    """One name for a person, the same in sets that share people."""
+    return f"{_home(dataset, identity)}/{identity}"
 
 
 def _home(dataset: str | None, identity: str) -> str:

@@ -9,8 +9,9 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
@@ -21,10 +22,70 @@ from dfdetect.detector import Detector
 from dfdetect.errors import DfdetectError
 from dfdetect.faces import CropRecipe
 from dfdetect.files import sha256_of, write_whole
-from dfdetect.metrics import Band
+from dfdetect.metrics import Band, Bin, Sigmoid, score_logit
 
 FILE_NAME = "detector.safetensors"
 FORMAT = 1
+
+
+class CalibrationFigures(BaseModel):
+    """How far scores are from probabilities: log loss in nats, Brier score, expected calibration
+    error and its bins; and the share of real videos, each at its worst quality, above the
+    threshold."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    log_loss: float
+    brier: float
+    ece: float
+    bins: list[Bin]
+    real_above_threshold: float
+
+
+class AucBounds(BaseModel):
+    """Video AUC with the middle 95 % of a bootstrap of videos."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    auc: float
+    low: float
+    high: float
+
+
+class Calibration(BaseModel):
+    """From a video's score to P(fake) at a stated prior, and what may be called by it.
+
+    The video's score is that of scan, the mean over a person's frames; its logit is taken, so that
+    videos keep the order that eval ranks them in and no single frame outweighs the others. The
+    threshold and the band are of P(fake).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: Literal["platt", "temperature"]
+    slope: float  # a temperature is 1 / slope
+    intercept: float
+    prior: float
+    fpr: float  # of real videos at most so many lie above the threshold
+    threshold: float
+    band: tuple[float, float] | None
+    basis: str
+    experimental: list[str]  # why its verdicts are no more than experiments; empty: they are not
+    least_face_px: float | None  # 1st percentile, over people in videos, of the median face width
+    n_videos: dict[str, dict[str, int]]  # quality -> real, fake
+    n_pictures: dict[str, int]  # real, fake: those of a single frame
+    fingerprint: str  # of the rows it was fitted on
+    auc: dict[str, AucBounds]  # by quality
+    before: CalibrationFigures  # score and threshold that training left
+    after: CalibrationFigures | None  # of videos left out of the fit; None: too few to leave any
+
+    def probability(self, scores: Any) -> np.ndarray:
+        """P(fake) of the scores 0..1 of videos, any shape."""
+        return Sigmoid(self.slope, self.intercept).at(self.prior, score_logit(scores))
+
+    @property
+    def meaning(self) -> str:
+        return f"P(fake) at prior {self.prior:g}"
 
 
 class CheckpointInfo(BaseModel):
@@ -44,6 +105,7 @@ class CheckpointInfo(BaseModel):
     data: dict[str, Any]
     step: int
     versions: dict[str, str]
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +120,20 @@ class Checkpoint:
 
     @property
     def band(self) -> Band | None:
-        return Band(*self.info.band) if self.info.band else None
+        """What scan calls: of its calibration, if there is one, else of the uncalibrated score."""
+        band = (self.info.calibration or self.info).band
+        return Band(*band) if band else None
+
+    @property
+    def threshold(self) -> float:
+        """Of what scan shows; `info.threshold` is always that of the uncalibrated score."""
+        return (self.info.calibration or self.info).threshold
+
+    @property
+    def basis(self) -> str:
+        """What the calls rest on, in words."""
+        calibration = self.info.calibration
+        return calibration.basis if calibration else self.info.band_basis
 
     @property
     def name(self) -> str:
@@ -68,7 +143,8 @@ class Checkpoint:
 def save_checkpoint(path: Path, detector: Detector, info: CheckpointInfo) -> None:
     """Write the file whole or not at all, into a folder that is there."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in detector.state_dict().items()}
-    content = json.dumps(info.model_dump(), allow_nan=False, sort_keys=True)
+    left_out = set() if info.calibration else {"calibration"}
+    content = json.dumps(info.model_dump(exclude=left_out), allow_nan=False, sort_keys=True)
     write_whole(path, save(tensors, metadata={"dfdetect": content}), make_folder=False)
 
 

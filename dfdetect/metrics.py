@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import expit, logit
 
 from dfdetect.errors import DfdetectError
 
@@ -104,18 +105,144 @@ def call_band(
     None when no call can be made: too few videos to promise `error`, which takes (1 - error) /
     error of each class (9 for 0.1), or classes that hardly separate.
     """
-    real, fake = np.sort(np.asarray(real, float)), np.sort(np.asarray(fake, float))
-    ranks = [int(np.ceil((len(scores) + 1) * (1 - error))) for scores in (real, fake)]
-    if ranks[0] > len(real) or ranks[1] > len(fake):
+    real, fake = np.asarray(real, float), np.asarray(fake, float)
+    highest, lowest = conformal_cut(real, error), conformal_cut(-fake, error)
+    if highest is None or lowest is None:
         return None
-    fake_above = max(real[ranks[0] - 1], threshold)
-    real_below = min(fake[len(fake) - ranks[1]], threshold)
-    if (fake > fake_above).mean() < min_ratio * max((real > fake_above).mean(), 1 / len(real)):
+    fake_above, real_below = max(highest, threshold), min(-lowest, threshold)
+    if not _is_earned(fake, real, fake_above, min_ratio):
         fake_above = 1.0
-    if (real < real_below).mean() < min_ratio * max((fake < real_below).mean(), 1 / len(fake)):
+    if not _is_earned(-real, -fake, -real_below, min_ratio):
         real_below = 0.0
     never = (real_below, fake_above) == (0.0, 1.0)
     return None if never else Band(float(real_below), float(fake_above))
+
+
+def fake_band(
+    real: ArrayLike, fake: ArrayLike, error: float, min_ratio: float = 4.0
+) -> Band | None:
+    """As `call_band`, of a model that calls nothing real: `error` then takes (1 - error) / error
+    real videos (99 for 0.01) and is promised for them alone."""
+    real, fake = np.asarray(real, float), np.asarray(fake, float)
+    cut = conformal_cut(real, error)
+    return None if cut is None or not _is_earned(fake, real, cut, min_ratio) else Band(0.0, cut)
+
+
+def conformal_cut(scores: ArrayLike, error: float) -> float | None:
+    """The lowest of `scores` [n] that a new one, of the same kind, exceeds with probability at most
+    `error` (split conformal prediction); None if there are fewer than (1 - error) / error."""
+    ranked = np.sort(np.asarray(scores, np.float64))
+    rank = int(np.ceil((len(ranked) + 1) * (1 - error) - 1e-9))  # 1e-9: 20 x 0.95 is 19
+    return float(ranked[rank - 1]) if rank <= len(ranked) else None
+
+
+def _is_earned(own: np.ndarray, other: np.ndarray, cut: float, min_ratio: float) -> bool:
+    """Whether scores above `cut` are `min_ratio` times as frequent in their own class."""
+    return bool((own > cut).mean() >= min_ratio * max((other > cut).mean(), 1 / len(other)))
+
+
+# --- probabilities ---------------------------------------------------------------------------
+
+
+LEAST_SCORE = 1e-6
+"""Scores are kept this far from 0 and 1 when their logit is taken; verdicts round to as much."""
+
+
+def score_logit(scores: ArrayLike | float) -> np.ndarray:
+    """Log odds of scores 0..1 of any shape, those nearer than LEAST_SCORE to an end moved there."""
+    return logit(np.clip(np.asarray(scores, np.float64), LEAST_SCORE, 1 - LEAST_SCORE))
+
+
+class Sigmoid(NamedTuple):
+    """Where both classes are equally common, P(fake) = sigmoid(`slope` x logit + `intercept`)."""
+
+    slope: float
+    intercept: float
+
+    def at(self, prior: float, logits: np.ndarray) -> np.ndarray:
+        """P(fake) where fakes are as common as `prior`, which adds its log odds (Bayes)."""
+        return expit(self.slope * logits + self.intercept + logit(prior))
+
+
+def fit_sigmoid(
+    logits: ArrayLike, labels: ArrayLike, weights: ArrayLike, smoothing: float, bias: bool = True
+) -> Sigmoid:
+    """Maximum likelihood over rows [n] that count as their `weights`: Platt scaling (1999), without
+    `bias` temperature scaling (Guo et al., ICML 2017), whose temperature is 1 / `slope`.
+
+    The targets are `smoothing` and 1 - `smoothing`, as classes that separate have no finite fit.
+    Platt smooths each class by its own size; one value for both adds nothing to the prior. Where
+    the best slope is not positive (fakes score no higher than reals) both parameters are 0.
+
+    Errors: DfdetectError as `checked`.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    z, y = checked(logits, labels)
+    target = np.where(y == 1, 1 - smoothing, smoothing)
+    weights = np.asarray(weights, np.float64)
+    model = LogisticRegression(
+        C=np.inf, fit_intercept=bias, solver="newton-cholesky", tol=1e-10, max_iter=1000
+    )
+    model.fit(
+        np.r_[z, z][:, None],
+        np.repeat([1, 0], len(z)),
+        sample_weight=np.r_[weights * target, weights * (1 - target)],
+    )
+    slope = float(model.coef_[0, 0])
+    return (
+        Sigmoid(slope, float(model.intercept_[0]) if bias else 0.0)
+        if slope > 0
+        else Sigmoid(0.0, 0.0)
+    )
+
+
+def log_loss(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike) -> float:
+    """Mean of -log of the probability given to what is true, in nats; scores are P(fake)."""
+    from sklearn.metrics import log_loss
+
+    s, y = checked(scores, labels)
+    return float(log_loss(y, s, sample_weight=weights))
+
+
+def brier(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike) -> float:
+    """Mean squared distance of P(fake) from the label, 0..1."""
+    from sklearn.metrics import brier_score_loss
+
+    s, y = checked(scores, labels)
+    return float(brier_score_loss(y, s, sample_weight=weights))
+
+
+class Bin(NamedTuple):
+    """Scores from `low` up to `high`: their `share` of all weight, the mean score, the share of
+    fakes among them."""
+
+    low: float
+    high: float
+    share: float
+    score: float
+    fake: float
+
+
+def reliability(
+    scores: ArrayLike, labels: ArrayLike, weights: ArrayLike, n_bins: int = 10
+) -> list[Bin]:
+    """Bins of equal width over 0..1 that hold a score, lowest first."""
+    s, y = checked(scores, labels)
+    w = np.asarray(weights, np.float64) / np.sum(weights)
+    place = np.minimum((s * n_bins).astype(int), n_bins - 1)
+    bins = []
+    for i in np.unique(place):
+        here, share = place == i, float(w[place == i].sum())
+        score, fake = (float((w * of)[here].sum() / share) for of in (s, y))
+        bins.append(Bin(float(i / n_bins), float((i + 1) / n_bins), share, score, fake))
+    return bins
+
+
+def calibration_error(bins: Sequence[Bin]) -> float:
+    """Expected calibration error (Guo et al., ICML 2017, Eq. 3), of P(fake): the mean distance of
+    score and share of fakes, bin by bin."""
+    return sum(b.share * abs(b.score - b.fake) for b in bins)
 
 
 def mean_by(values: ArrayLike, groups: Sequence) -> tuple[list, np.ndarray]:

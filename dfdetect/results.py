@@ -44,7 +44,8 @@ class FrameScore(NamedTuple):
 
 @dataclass(frozen=True)
 class TrackScore:
-    """One face followed through the input; `score` is the mean over its frames."""
+    """One face followed through the input; `score` is the mean over its frames, calibrated where
+    the model is; the frames' own scores never are."""
 
     track: int
     score: float
@@ -53,7 +54,9 @@ class TrackScore:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The whole result for one input. `score` 0..1 as the model sees it, None without a face."""
+    """The whole result for one input. `score` 0..1, None without a face, and `score_meaning` what
+    it is: "P(fake) at prior 0.5" of a calibrated model, else "uncalibrated score". `experimental`:
+    why the model is no more than that; empty if it is more, None if it was never calibrated."""
 
     input: str
     sha256: str
@@ -63,6 +66,8 @@ class Verdict:
     tracks: list[TrackScore]
     model: dict[str, Any]
     warnings: list[str] = field(default_factory=list)
+    score_meaning: str = "uncalibrated score"
+    experimental: list[str] | None = None
     schema_version: int = SCHEMA_VERSION
 
     def as_json(self) -> dict[str, Any]:
@@ -73,7 +78,10 @@ class Verdict:
                 for t in self.tracks
             ]
         }
-        head = ("schema_version", "input", "sha256", "call", "score", "threshold")
+        head = (
+            "schema_version", "input", "sha256", "call", "experimental", "score", "score_meaning",
+            "threshold",
+        )  # fmt: skip
         return {key: content[key] for key in head} | {
             key: content[key] for key in content if key not in head
         }

@@ -8,6 +8,7 @@ import numpy as np
 
 from dfdetect.checkpoint import Checkpoint
 from dfdetect.errors import DfdetectError
+from dfdetect.faces import Track
 from dfdetect.results import Verdict, decide
 from dfdetect.scoring import MIN_COVERAGE, FaceScorer, ScoredInput, attempts, lasting
 
@@ -38,19 +39,21 @@ class Scanner:
         """
         path = Path(path)
         scored = self._score(path)
-        info, n_frames, still = self.checkpoint.info, scored.n_frames, scored.is_still
+        checkpoint, n_frames, still = self.checkpoint, scored.n_frames, scored.is_still
+        calibration = checkpoint.info.calibration
         tracks = scored.track_scores()
         notes = [*scored.warnings, *_cautions(scored)]
         call, score = "no-face", None
         if tracks:
             deciding = lasting(tracks, n_frames)
-            score = max(t.score for t in deciding)
+            most_fake = max(deciding, key=lambda t: t.score)
+            score = most_fake.score
             longest = max(len(t.frames) for t in deciding)
-            call = decide(score, self.checkpoint.band)
-            if self.checkpoint.band is None:
-                notes.append(f"inconclusive: the model makes {info.band_basis}")
+            call = decide(score, checkpoint.band)
+            if checkpoint.band is None:
+                notes.append(f"inconclusive: the model makes {checkpoint.basis}")
             elif call == "inconclusive":
-                low, high = self.checkpoint.band
+                low, high = checkpoint.band
                 notes.append(f"inconclusive: the score lies from {low:.3f} to {high:.3f}")
             if not still and longest < MIN_FRAMES:
                 call = "inconclusive"
@@ -60,22 +63,40 @@ class Scanner:
                 notes.append(
                     "inconclusive: a single picture, and the model was validated on videos"
                 )
+            width = _median_width(scored.tracks[most_fake.track])
+            least = calibration.least_face_px if calibration else None
+            if least is not None and width < least:
+                call = "inconclusive"
+                notes.append(
+                    f"inconclusive: a face {width:.0f} px wide, and the model was calibrated on "
+                    f"wider ones, {least:.0f} px and up"
+                )
         return Verdict(
             str(path),
             scored.sha256,
             call,
             score,
-            round(info.threshold, 6),
+            round(checkpoint.threshold, 6),
             tracks,
             self.model_notes(),
             notes,
+            calibration.meaning if calibration else "uncalibrated score",
+            calibration.experimental if calibration else None,
         )
 
     @property
     def _knows_pictures(self) -> bool:
-        """Whether val held enough single pictures of both classes to say how often calls err."""
-        video = self.checkpoint.info.val.get("video", {})
-        return min(video.get(f"n_{k}_pictures", 0) for k in ("real", "fake")) >= MIN_PICTURES
+        """Whether the videos that calls rest on held enough single pictures of both classes."""
+        video, calibration = (
+            self.checkpoint.info.val.get("video", {}),
+            self.checkpoint.info.calibration,
+        )
+        counts = (
+            calibration.n_pictures.values()
+            if calibration
+            else [video.get(f"n_{k}_pictures", 0) for k in ("real", "fake")]
+        )
+        return min(counts) >= MIN_PICTURES
 
     def model_notes(self) -> dict[str, Any]:
         """Which model spoke, for the verdict."""
@@ -83,7 +104,7 @@ class Scanner:
             "name": self.checkpoint.name,
             "sha256": self.checkpoint.sha256,
             "band": list(self.checkpoint.band) if self.checkpoint.band else None,
-            "basis": self.checkpoint.info.band_basis,
+            "basis": self.checkpoint.basis,
         }
 
 
@@ -114,7 +135,7 @@ def _cautions(scored: ScoredInput) -> list[str]:
     if not tracks:
         return notes
     n_seen = len(tracks[0].faces)
-    width = float(np.median([face.width_px for face in tracks[0].faces.values()]))
+    width = _median_width(tracks[0])
     if width < SMALL_FACE_PX:
         notes.append(f"small face: {width:.0f} px wide")
     if not scored.is_still and n_seen < n_frames / 2:
@@ -123,3 +144,8 @@ def _cautions(scored: ScoredInput) -> list[str]:
     if n_lasting > 1:
         notes.append(f"{n_lasting} people: the verdict is that of the most suspicious one")
     return notes
+
+
+def _median_width(track: Track) -> float:
+    """Of its faces, in frame px."""
+    return float(np.median([face.width_px for face in track.faces.values()]))

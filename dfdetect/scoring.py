@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from dfdetect.checkpoint import Checkpoint, load_checkpoint
+from dfdetect.checkpoint import Calibration, Checkpoint, load_checkpoint
 from dfdetect.data import to_input
 from dfdetect.errors import DfdetectError
 from dfdetect.faces import Face, FaceFinder, Track, align, track_faces
@@ -39,14 +39,18 @@ class ScoredInput(NamedTuple):
     n_frames: int
     is_still: bool
     warnings: list[str]
+    calibration: Calibration | None = None
 
     def track_scores(self) -> list[TrackScore]:
-        """Each track with the mean score of its frames."""
+        """Each track with the mean score of its frames, calibrated if the model is."""
         by_track: dict[int, list[FrameScore]] = {track.track_id: [] for track in self.tracks}
         for seen in self.faces:
             by_track[seen.track_id].append(seen.frame)
+        calibrated = self.calibration.probability if self.calibration else float
         return [
-            TrackScore(track_id, round(float(np.mean([f.score for f in rows])), 6), rows)
+            TrackScore(
+                track_id, round(float(calibrated(np.mean([f.score for f in rows]))), 6), rows
+            )
             for track_id, rows in by_track.items()
         ]
 
@@ -83,7 +87,8 @@ class FaceScorer:
             tracks = track_faces([follow(frame.image) for frame in frames], follow.cuts)
             faces = self._score(frames, tracks)
             still, warnings = media.info.is_still, list(media.warnings)
-        return ScoredInput(digest, tracks, faces, len(frames), still, warnings)
+        calibration = self.checkpoint.info.calibration
+        return ScoredInput(digest, tracks, faces, len(frames), still, warnings, calibration)
 
     def _score(self, frames: list[Frame], tracks: list[Track]) -> list[ScoredFace]:
         detector, recipe = self.checkpoint.detector, self.checkpoint.info.crop

@@ -594,7 +594,7 @@ class _Run:
             written = read_info(path)
         except DfdetectError:  # missing, or damaged together with the run
             written = None
-        if written != info:
+        if written is None or written.model_copy(update={"calibration": None}) != info:
             save_checkpoint(path, self._detector(), info)
 
 

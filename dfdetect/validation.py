@@ -5,7 +5,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dfdetect.metrics import accuracy, auc, best_threshold, call_band, eer
+from dfdetect.metrics import (
+    accuracy,
+    auc,
+    best_threshold,
+    call_band,
+    conformal_cut,
+    eer,
+    fake_band,
+)
 from dfdetect.results import Prediction, video_scores
 
 
@@ -57,21 +65,15 @@ class Decision(NamedTuple):
 
 def choose_decision(predictions: Sequence[Prediction], error: float = 0.1) -> Decision:
     """Threshold and band from val videos; each counts once, at the quality where it does worst."""
-    by_quality = {}
+    ids, scores, labels = [], [], []
     for quality in sorted({p.quality for p in predictions}):
-        ids, scores, labels = video_scores([p for p in predictions if p.quality == quality])
-        by_quality[quality] = dict(zip(ids, zip(scores, labels, strict=True), strict=True))
-    pooled = [pair for videos in by_quality.values() for pair in videos.values()]
-    threshold = best_threshold([s for s, _ in pooled], [y for _, y in pooled])
-    worst: dict[int, dict[str, float]] = {0: {}, 1: {}}
-    for videos in by_quality.values():
-        for video, (score, label) in videos.items():
-            pick = min if label else max
-            worst[label][video] = pick(worst[label].get(video, score), score)
-    n_real, n_fake = len(worst[0]), len(worst[1])
-    band = call_band(
-        np.array([*worst[0].values()]), np.array([*worst[1].values()]), threshold, error
-    )
+        found = video_scores([p for p in predictions if p.quality == quality])
+        for rows, more in zip((ids, scores, labels), found, strict=True):
+            rows += list(more)
+    threshold = best_threshold(scores, labels)
+    worst = at_worst_quality(ids, scores, labels)
+    n_real, n_fake = len(worst.real), len(worst.fake)
+    band = call_band(*worst, threshold, error)
     evidence = f"{n_real} real and {n_fake} fake validation videos"
     enough = min(n_real, n_fake) >= (1 - error) / error
     basis = (
@@ -82,3 +84,59 @@ def choose_decision(predictions: Sequence[Prediction], error: float = 0.1) -> De
         else f"no calls: {evidence} are too few"
     )
     return Decision(threshold, tuple(band) if band else None, basis)
+
+
+STRICT_FPR = 0.01
+"""The false-positive rate at which alone an experimental model calls a video fake."""
+
+
+def calibrated_decision(worst: "Worst", fpr: float, experimental: bool) -> Decision:
+    """Threshold and band of calibrated scores: at most `fpr` of new real videos lie above the one
+    and as many new fakes below the other, by conformal counting.
+
+    An `experimental` model calls nothing real, and fake only what STRICT_FPR allows. Where too few
+    real videos are there to promise `fpr`, the threshold is the highest of them.
+    """
+    cut = conformal_cut(worst.real, fpr)
+    threshold = float(worst.real.max()) if cut is None else cut
+    n_real, n_fake = len(worst.real), len(worst.fake)
+    evidence = f"{n_real} real and {n_fake} fake videos"
+    if experimental:
+        band, n_needed = fake_band(*worst, STRICT_FPR), round((1 - STRICT_FPR) / STRICT_FPR)
+        too_few = n_real < n_needed
+        why = (
+            f"experimental, and {n_real} real videos are too few for {STRICT_FPR:.0%} false "
+            f"positives, which take {n_needed}"
+        )
+        promise = f"experimental: likely-fake only, on at most {STRICT_FPR:.0%} of real videos like"
+    else:
+        band = call_band(*worst, threshold, fpr)
+        too_few = min(n_real, n_fake) < (1 - fpr) / fpr
+        why = f"{evidence} are too few for {100 * fpr:g}% wrong calls"
+        promise = f"at most {100 * fpr:g}% wrong calls per class on videos like"
+    basis = (
+        f"{promise} the {evidence} it was calibrated on"
+        if band
+        else f"no calls: {why}"
+        if too_few
+        else f"no calls: it does not tell the {evidence} it was calibrated on apart well enough"
+    )
+    return Decision(threshold, tuple(band) if band else None, basis)
+
+
+class Worst(NamedTuple):
+    """Scores of real and of fake videos, each where it does worst: [n_real], [n_fake]."""
+
+    real: np.ndarray
+    fake: np.ndarray
+
+
+def at_worst_quality(
+    videos: Sequence[str], scores: Sequence[float], labels: Sequence[int]
+) -> Worst:
+    """Of videos given once per quality: a real one's highest score, a fake one's lowest."""
+    worst: tuple[dict[str, float], dict[str, float]] = ({}, {})
+    for video, score, label in zip(videos, scores, labels, strict=True):
+        pick = min if label else max
+        worst[label][video] = pick(worst[label].get(video, score), score)
+    return Worst(*(np.array([*of_class.values()]) for of_class in worst))

@@ -6,7 +6,8 @@ from pathlib import Path
 import dfdetect
 
 PACKAGE = Path(dfdetect.__file__).parent
-VERBS = {"prepare", "train", "evaluate", "scanning", "demo", "describe", "sweep", "explain"}
+VERBS = {"prepare", "train", "evaluate", "scanning", "demo", "describe", "sweep", "explain",
+         "calibrate"}  # fmt: skip
 SHELVES = {"datasets", "degradations", "forgeries", "methods", "reports"}
 HOMES = {
     "av": {"video", "prepare"},  # prepare records its version

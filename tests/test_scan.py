@@ -148,8 +148,8 @@ def test_json_gives_one_object_per_input_and_one_bad_file_does_not_stop_the_rest
     assert result.exit_code == 3
     first, second, third = map(json.loads, result.stdout.splitlines())
     assert list(first) == [
-        "schema_version", "input", "sha256", "call", "score", "threshold", "tracks", "model",
-        "warnings",
+        "schema_version", "input", "sha256", "call", "experimental", "score", "score_meaning",
+        "threshold", "tracks", "model", "warnings",
     ]  # fmt: skip
     assert set(first["tracks"][0]) == {"track", "score", "frames"}
     assert set(first["tracks"][0]["frames"][0]) == {"index", "time_s", "box", "score"}

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from dfdetect.cli.audit import audit
+from dfdetect.cli.calibrate import calibrate
 from dfdetect.cli.demo import demo
 from dfdetect.cli.edge import EdgeGroup
 from dfdetect.cli.eval import eval_
@@ -51,6 +52,7 @@ app.command()(prepare)
 app.command()(audit)
 app.command()(train)
 app.command("eval")(eval_)
+app.command()(calibrate)
 app.command()(sweep)
 app.command()(scan)
 app.command()(explain)

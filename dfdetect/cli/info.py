@@ -42,7 +42,7 @@ def info(
     Example: dfdetect info data/ --sheet crops.png
     """
     from dfdetect.describe import describe
-    from dfdetect.reports.table import mapping_table, rows_table
+    from dfdetect.reports.table import calibration_tables, mapping_table, rows_table
 
     if rows is not None and sheet is None:
         raise DfdetectError("--rows is for a sheet", "name its file with --sheet")
@@ -57,7 +57,13 @@ def info(
     if as_json:
         show_json({"schema_version": 1, **description.facts, "rows": description.rows})
         return
-    show(mapping_table(str(path), description.facts))
+    facts = dict(description.facts)
+    calibration = facts.pop("calibration") if facts.get("calibration") else None
+    show(mapping_table(str(path), facts))
+    if calibration:
+        from dfdetect.checkpoint import Calibration
+
+        show(calibration_tables(Calibration.model_validate(calibration), "its calibration"))
     if description.rows:
         headings = list(description.rows[0])
         show(rows_table("contents", headings, [list(row.values()) for row in description.rows]))

@@ -178,20 +178,24 @@ def _diagonal_line(group: Sequence) -> str:
         return f"no mean of the diagonal: {last.reason}"
     by_quality = [(c.quality, c.mean_diagonal) for c in group if c.mean_diagonal is not None]
     values = ", ".join(f"{quality} {value:.3f}" for quality, value in by_quality)
-    return (
+    line = (
         f"mean of the diagonal over trained manipulations, {last.level} level: {values} "
-        f"(n {last.n_diagonal}); with real {last.mean_diagonal_with_real:.3f} "
-        f"(n {last.n_diagonal_with_real})"
+        f"(n {last.n_diagonal})"
     )
+    if last.mean_diagonal_with_real is None:
+        return line
+    with_real = f"{last.mean_diagonal_with_real:.3f} (n {last.n_diagonal_with_real})"
+    return f"{line}; with real {with_real}"
 
 
 def verdict_panel(verdict) -> Panel:
     """A short panel: the call, the score against the threshold, the faces, the warnings."""
     lines = [Text(verdict.call, style=CALL_STYLE[verdict.call])]
+    if verdict.experimental:
+        lines[0].append("   experimental", style="bold yellow")
     if verdict.score is not None:
-        lines[0].append(
-            f"   score {verdict.score:.3f}, threshold {verdict.threshold:.3f}", style="default"
-        )
+        score = f"{verdict.score_meaning}: {verdict.score:.3f}"
+        lines[0].append(f"   {score}, threshold {verdict.threshold:.3f}", style="default")
     for track in verdict.tracks[:5]:
         times = f"{track.frames[0].time_s:.1f} to {track.frames[-1].time_s:.1f} s"
         n_frames = len(track.frames)
@@ -200,9 +204,66 @@ def verdict_panel(verdict) -> Panel:
         lines.append(line.append(sparkline([frame.score for frame in track.frames])))
     if len(verdict.tracks) > 5:
         lines.append(Text(f"and {len(verdict.tracks) - 5} more faces (--json lists all)"))
+    lines += [Text(f"experimental: {reason}") for reason in verdict.experimental or ()]
     lines += [Text(f"note: {printable(note)}") for note in verdict.warnings]
     lines.append(Text(f"model {printable(verdict.model['name'])}", style="dim"))
     return Panel(Group(*lines), title=Text(printable(verdict.input)), title_align="left", width=96)
+
+
+def calibration_tables(calibration, title: str) -> RenderableType:
+    """Figures before and after, scores against the share of fakes, AUC by quality; what is called,
+    and why the model is experimental if it is."""
+    c, before, after = calibration, calibration.before, calibration.after
+    figures = Table(title=title, title_justify="left")
+    figures.add_column("figure")
+    figures.add_column("before", justify="right")
+    figures.add_column("after, left out of the fit", justify="right")
+    for word, name in (
+        ("log loss (nats)", "log_loss"), ("Brier score", "brier"),
+        ("expected calibration error", "ece"),
+        ("real videos above the threshold", "real_above_threshold"),
+    ):  # fmt: skip
+        figures.add_row(word, _three(getattr(before, name)), _three(after and getattr(after, name)))
+    bins = Table(title="scores and the share of fakes among them", title_justify="left")
+    bins.add_column("score")
+    for when in ("before", "after"):
+        for heading in ("weight", "mean score", "fakes"):
+            bins.add_column(f"{when}\n{heading}", justify="right")
+    found = [{b.low: b for b in figures.bins} if figures else {} for figures in (before, after)]
+    for low in sorted({low for by_low in found for low in by_low}):
+        cells = []
+        for b in (by_low.get(low) for by_low in found):
+            cells += [f"{b.share:.1%}", _three(b.score), _three(b.fake)] if b else ["-"] * 3
+        bins.add_row(f"{low:.1f} to {low + 0.1:.1f}", *cells)
+    aucs = Table(title="video AUC, which calibration leaves as it is", title_justify="left")
+    aucs.add_column("quality")
+    for heading in ("n real/fake", "AUC", "middle 95 %"):
+        aucs.add_column(heading, justify="right")
+    for quality, bounds in c.auc.items():
+        n = c.n_videos[quality]
+        within = f"{_three(bounds.low)}..{_three(bounds.high)}"
+        aucs.add_row(printable(quality), f"{n['real']}/{n['fake']}", _three(bounds.auc), within)
+    formula = (
+        f"sigmoid({c.slope:.3f} x logit of the score {c.intercept:+.3f} + log odds of the prior)"
+        if c.slope
+        else "the prior, whatever the video: fakes score no higher than reals"
+    )
+    lines = [
+        f"{c.method}: {c.meaning} = {formula}"
+        + (f"; temperature {1 / c.slope:.3f}" if c.method == "temperature" and c.slope else ""),
+        f"scan: threshold {_three(c.threshold)}, chosen for {100 * c.fpr:g}% false positives, each "
+        "video at its worst quality",
+        "scan: " + ("" if c.band else "inconclusive only; ") + c.basis,
+    ]
+    if c.band:
+        low, high = c.band
+        real = f"likely-real below {_three(low)}" if low > 0 else "never likely-real"
+        fake = f"likely-fake above {_three(high)}" if high < 1 else "never likely-fake"
+        lines.append(f"scan: {real}, {fake}, inconclusive between")
+    if c.least_face_px is not None:
+        lines.append(f"scan: inconclusive for faces less than {c.least_face_px:.0f} px wide")
+    experimental = [Text(f"experimental: {reason}", "bold yellow") for reason in c.experimental]
+    return Group(figures, bins, aucs, *map(Text, lines), *experimental)
 
 
 def sparkline(scores: Sequence[float]) -> str:
