@@ -3,6 +3,8 @@
 Everything random is a function of (seed, epoch, draw), so a run that resumes in the middle of an
 epoch sees exactly what it would have seen. JPEG is cheap beside reading a crop, so its qualities
 are made here of the raw crop; those that prepare stored are read, and are the same pixels.
+Where fakes are made of the reals here too (`augment.forge`), every quality of every training sample
+is made of its raw crop, so that the forgery is all in which the classes differ.
 """
 
 import atexit
@@ -12,10 +14,10 @@ import signal
 import stat
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from multiprocessing import get_context, parent_process, resource_tracker
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +33,7 @@ from dfdetect.errors import MOST_NAMED, DfdetectError, ExitCode
 from dfdetect.manifest import Sample
 from dfdetect.presets import Augment
 from dfdetect.quality import Quality, jpeg_level, jpeg_round_trip, parse_quality
+from dfdetect.video import through_h264
 
 MOST_WORKERS = 16
 """Loader processes by default at most; each makes some 700 crops a second."""
@@ -38,6 +41,12 @@ _START = "forkserver" if sys.platform == "linux" else "spawn"
 """Workers forked of a process that has only imported this share what PyTorch takes, start at once,
 and know nothing of the GPU."""
 _STOPS = {signal.SIGINT, signal.SIGTERM}
+FORGED = "forged"
+"""The domain of fakes that are made as they are loaded."""
+STREAM_FRAMES = (3, 5)
+"""Frames of the stream of which a crop is the last one, from, to."""
+STREAM_STEP = 0.004
+"""How far its picture moves from frame to frame at most, share of the side."""
 _INTERPOLATIONS = (cv2.INTER_NEAREST, cv2.INTER_LINEAR, cv2.INTER_AREA, cv2.INTER_CUBIC)
 
 T = TypeVar("T")
@@ -164,8 +173,23 @@ class Strata(NamedTuple):
     sources: np.ndarray
 
 
+class Forging(NamedTuple):
+    """How reals become fakes in the loader. `forge(crop, landmarks, rng, partner)` makes one of
+    uint8 [S,S,3] RGB and its landmarks [5,2] px, `partner()` gives crop and landmarks of somebody
+    else; `landmarks` are those of each real by sample_id, `share` the forged twins per real."""
+
+    share: float
+    landmarks: Mapping[str, np.ndarray]
+    forge: Callable[..., np.ndarray]
+
+
 class PairedCrops(Dataset):
-    """Training samples, each with its crops at every quality: Draws -> Batch."""
+    """Training samples, each with its crops at every quality: Draws -> Batch.
+
+    With a `forging` the forged twins of the reals follow as samples of their own. Each stands for
+    one real, or where there are fewer twins for neighbouring ones, of which a draw takes any; its
+    label is 1, its domain the last, its video one of its own, its source that of its reals.
+    """
 
     def __init__(
         self,
@@ -175,16 +199,19 @@ class PairedCrops(Dataset):
         image_size: int,
         augment: Augment,
         seed: int,
+        forging: Forging | None = None,
     ) -> None:
         """`domains` are manipulations, real first; a fake of another one counts as the first fake.
 
-        Errors: DfdetectError if a sample lacks one of the qualities, and raw to make it of.
+        Errors: DfdetectError if a sample lacks one of the qualities, and raw to make it of; with a
+        `forging`, if it lacks raw.
         """
+        stored = ("raw",) if forging else qualities
         groups: dict[str, list[Sample]] = {}
-        for sample in at_qualities(samples, qualities):
+        for sample in at_qualities(samples, stored):
             groups.setdefault(sample.sample_id, []).append(sample)
         for sample_id, group in groups.items():
-            if missing := [q for q in qualities if q not in {s.quality for s in group}]:
+            if missing := [q for q in stored if q not in {s.quality for s in group}]:
                 raise DfdetectError(
                     f"{sample_id} has no crop at quality {missing[0]}",
                     "prepare the data with all the preset's qualities, or --set qualities=...",
@@ -200,8 +227,12 @@ class PairedCrops(Dataset):
             _sources(firsts),
         )
         self._files = _CropFiles([s for group in groups.values() for s in group])
-        self._n_qualities, self._image_size = len(qualities), image_size
-        self._augment, self._seed = augment, seed
+        self._n_stored, self._image_size = len(stored), image_size
+        self._qualities = [parse_quality(name) for name in qualities]
+        self._augment, self._seed, self._forging = augment, seed, forging
+        self._n_samples = len(firsts)
+        if forging:
+            self._add_twins(firsts, forging, len(domains) - 1)
 
     def __len__(self) -> int:
         return len(self.strata.labels)
@@ -209,26 +240,124 @@ class PairedCrops(Dataset):
     def regroup(self, domain_of_video: np.ndarray) -> None:
         """Another domain for the fakes of each video: int [number of videos], from 1 on."""
         domains = np.where(self.strata.labels == 1, domain_of_video[self.strata.videos], 0)
+        domains[self._n_samples :] = self.strata.domains[self._n_samples :]
         self.strata = self.strata._replace(domains=domains)
 
     def files(self, position: int) -> list[CropFile]:
-        """What is read of one sample, at each quality."""
-        first = position * self._n_qualities
-        return [self._files[row] for row in range(first, first + self._n_qualities)]
+        """What is read of one sample: at each quality, or with a forging its raw crop."""
+        first = position * self._n_stored
+        return [self._files[row] for row in range(first, first + self._n_stored)]
 
     def __getitem__(self, draws: Draws) -> Batch:
         side = self._image_size
-        images = np.empty((len(draws.positions), self._n_qualities, 3, side, side), np.uint8)
+        images = np.empty((len(draws.positions), len(self._qualities), 3, side, side), np.uint8)
         ids = []
         for place, position in enumerate(draws.positions):
-            group = self.files(position)
-            ids.append(group[0].sample_id)
             rng = np.random.default_rng([self._seed, draws.epoch, draws.first + place])
-            crops = augmented(read_group(group, rng), self._augment, rng)
+            sample_id, crops = self._read(int(position), rng)
+            ids.append(sample_id)
+            crops = augmented(crops, self._augment, rng)
             for planes, crop in zip(images[place], crops, strict=True):
                 _fill(planes, crop)
         labels, domains = (of[draws.positions] for of in self.strata[:2])
         return Batch(*map(torch.from_numpy, (images, labels, domains)), ids)
+
+    def _read(self, position: int, rng: np.random.Generator) -> tuple[str, list[np.ndarray]]:
+        """Id and crops of one sample at each quality, before augmentation."""
+        if self._forging is None:
+            group = self.files(position)
+            return group[0].sample_id, read_group(group, rng)
+        twin = position - self._n_samples
+        if twin >= 0:
+            low, high = self._slots[twin : twin + 2]
+            place = int(rng.integers(low, high))
+            position = int(self._reals[place])
+        (file,) = self.files(position)
+        crop, sample_id = read_crop(file.path), file.sample_id
+        if twin >= 0:
+            partner = lambda: self._partner(place, rng)  # noqa: E731
+            crop = self._forging.forge(crop, self._landmarks[place], rng, partner)
+            sample_id += f"/{FORGED}"
+        return sample_id, degraded(crop, self._qualities, rng)
+
+    def _partner(self, place: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Crop and landmarks of another person, or where people are not told apart, of another
+        video. Errors: DfdetectError if there is nobody else."""
+        sources, videos = (of[self._reals] for of in (self.strata.sources, self.strata.videos))
+        others = np.flatnonzero(sources != sources[place])
+        if not len(others):
+            others = np.flatnonzero(videos != videos[place])
+        if not len(others):
+            raise DfdetectError(
+                "a forgery needs the face of another person, and there is one video of a real",
+                "train on more people, or leave cross-blend out of augment.forge.forgeries",
+            )
+        other = int(rng.choice(others))
+        (file,) = self.files(self._reals[other])
+        return read_crop(file.path), self._landmarks[other]
+
+    def _add_twins(self, firsts: Sequence[Sample], forging: Forging, domain: int) -> None:
+        labels, domains, videos, sources = self.strata
+        self._reals = np.flatnonzero(labels == 0)
+        n_reals = len(self._reals)
+        n_twins = max(1, round(forging.share * n_reals))
+        self._slots = np.arange(n_twins + 1) * n_reals // n_twins
+        ids = (firsts[position].sample_id for position in self._reals)
+        self._landmarks = np.array([forging.landmarks[name] for name in ids], np.float32)
+        self._forging = forging._replace(landmarks={})  # every worker gets a copy
+        of_slots = [sources[self._reals[low:high]] for low, high in pairwise(self._slots)]
+        first_of = self._reals[self._slots[:-1]]
+        self.strata = Strata(
+            np.append(labels, np.ones(n_twins, np.int64)),
+            np.append(domains, np.full(n_twins, domain)),
+            np.append(videos, _renumbered(videos[first_of]) + len(self.video_ids)),
+            np.append(sources, [of[0] if (of == of[0]).all() else -1 for of in of_slots]),
+        )
+        names = dict.fromkeys(self.video_ids[number] for number in videos[first_of])
+        self.video_ids += [f"{name}/{FORGED}" for name in names]
+
+
+def degraded(
+    crop: np.ndarray, qualities: Sequence[Quality], rng: np.random.Generator
+) -> list[np.ndarray]:
+    """A raw crop uint8 [S,S,3] at each of `qualities`, drawn with `rng`.
+
+    H.264 is real: a stream of 3 to 5 frames, in which the crop drifts by fractions of a pixel to
+    where it is, goes through prepare's encoder, and its last frame, predicted from those before
+    it, is taken. The stream is the same at each CRF. An odd side loses its last pixel, as there.
+    """
+    stream = []
+    if any(q.codec == "h264" for q in qualities):
+        side = len(crop) // 2 * 2
+        crop = np.ascontiguousarray(crop[:side, :side])
+        stream = drifting(crop, rng)
+    made = []
+    for quality in qualities:
+        if quality.codec == "h264":
+            made.append(through_h264(stream, quality.level)[-1])
+        elif quality.codec == "jpeg":
+            made.append(jpeg_round_trip(crop, jpeg_level(quality, "", rng)))
+        else:
+            made.append(crop)
+    return made
+
+
+def drifting(crop: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+    """Frames uint8 [S,S,3] of a camera that moves, turns and zooms a little and ends at `crop`."""
+    side = len(crop)
+    n_frames = int(rng.integers(STREAM_FRAMES[0], STREAM_FRAMES[1] + 1))
+    shift = rng.uniform(-STREAM_STEP, STREAM_STEP, 2) * side
+    turn, zoom = rng.uniform(-0.15, 0.15), rng.uniform(-0.002, 0.002)
+    frames = []
+    for before in range(n_frames - 1, 0, -1):
+        move = cv2.getRotationMatrix2D((side / 2, side / 2), turn * before, 1 + zoom * before)
+        move[:, 2] += shift * before
+        frames.append(
+            cv2.warpAffine(
+                crop, move, (side, side), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
+            )
+        )
+    return [*frames, crop]
 
 
 def augmented(
@@ -542,6 +671,12 @@ def _in_pairs(strata: Strata, shape: tuple[int, int], rng: np.random.Generator) 
     known = wanted >= 0
     partners[known] = reals[_random_members(strata.sources[reals], wanted[known], rng)]
     return order
+
+
+def _renumbered(numbers: np.ndarray) -> np.ndarray:
+    """The same groups, numbered from 0 in order of appearance."""
+    new = {number: i for i, number in enumerate(dict.fromkeys(numbers.tolist()))}
+    return np.array([new[number] for number in numbers.tolist()], np.int64)
 
 
 def _random_members(groups: np.ndarray, wanted: np.ndarray, rng: np.random.Generator) -> np.ndarray:

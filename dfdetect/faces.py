@@ -49,6 +49,17 @@ class CropRecipe(BaseModel):
         """Where the landmarks go in a crop: float [5,2], px."""
         return ((TEMPLATES[self.template] - 0.5) / self.margin + 0.5) * self.size
 
+    def landmarks_in_crop(self, landmarks: Sequence[float] | None) -> np.ndarray:
+        """Where the five `landmarks` (x0 y0 ... y4, frame px) lie in the crop of their face:
+        float64 [5,2], px. A similarity brings them near the template, not onto it. Without
+        landmarks the template's."""
+        target = self.target_points()
+        if landmarks is None:
+            return target
+        points = np.asarray(landmarks, np.float64).reshape(5, 2)
+        matrix = similarity(points, target)
+        return points @ matrix[:, :2].T + matrix[:, 2]
+
 
 class Face(NamedTuple):
     """One detection: box float [4] xyxy and landmarks float [5,2] in frame px; confidence 0..1;

@@ -52,11 +52,37 @@ class Schedule(_Section):
 
 Sigma = Annotated[float, Field(ge=0.1, le=10)]
 Share = Annotated[float, Field(gt=0, le=1)]
+Weight = Annotated[float, Field(gt=0)]
 JpegQuality = Annotated[int, Field(ge=1, le=100)]
+
+
+class Forge(_Section):
+    """Fakes made of the real training samples as they are loaded.
+
+    Each real gets a forged twin (`share` 1), or a twin stands for several reals in turn (below 1).
+    Twins are samples of their own, with label 1 and the domain "forged", to every sampler. While
+    this is on, all qualities of all training samples are made of the raw crop in the loader, H.264
+    from a short stream of it: of a forgery none is stored, and only the forgery may differ.
+    """
+
+    share: float = Field(0.0, ge=0, le=1, description="forged twins per real training sample")
+    forgeries: dict[str, Weight] = Field(
+        {"self-blend": 1.0}, description="how often each is drawn, relative to the others"
+    )
+    decoders: str = Field("", description="file of trained decoders, for reconstruct")
+
+    @field_validator("forgeries")
+    @classmethod
+    def _some(cls, value: dict[str, float]) -> dict[str, float]:
+        if not value:
+            raise ValueError("at least one forgery is needed")
+        return value
 
 
 class Augment(_Section):
     """Drawn once per sample and applied to all its qualities alike."""
+
+    forge: Forge = Forge()
 
     flip: float = Field(0.5, ge=0, le=1, description="probability of a mirror image")
     scale: float = Field(0.0, ge=0, le=0.5, description="random crop down to 1 - scale of the side")
@@ -186,7 +212,8 @@ def _field_names(model: type[BaseModel], prefix: str = "") -> list[str]:
     for name, field in model.model_fields.items():
         inner = field.annotation
         nested = isinstance(inner, type) and issubclass(inner, BaseModel)
-        names += _field_names(inner, f"{prefix}{name}.") if nested else [prefix + name]
+        here = prefix + (field.alias or name)
+        names += _field_names(inner, f"{here}.") if nested else [here]
     return names
 
 

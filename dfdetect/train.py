@@ -34,11 +34,20 @@ from dfdetect.checkpoint import (
     save_checkpoint,
     versions,
 )
-from dfdetect.data import Batch, Draws, Loader, PairedCrops, default_workers, training_batches
+from dfdetect.data import (
+    FORGED,
+    Batch,
+    Draws,
+    Loader,
+    PairedCrops,
+    default_workers,
+    training_batches,
+)
 from dfdetect.detector import Detector
 from dfdetect.errors import DfdetectError, ExitCode
 from dfdetect.files import cannot_write, folder_lock
 from dfdetect.footprint import LARGE, Footprint, measure
+from dfdetect.forging import domains_with_forged, training_forging
 from dfdetect.methods import StepLoss, make_method, method_options
 from dfdetect.optim import make_optimizer, make_scheduler, moving_average
 from dfdetect.presets import Preset
@@ -104,7 +113,7 @@ def plan_training(
     _check_options(preset, device)
     rows = load_training_data(preset, data, allow_audit_fail)
     kind, options = method_options(preset)
-    domains = kind.domains(options, rows.domains)
+    domains = domains_with_forged(kind.domains(options, rows.domains), rows)
     crops = _paired(preset, rows, domains)
     set_seed(preset.seed)
     method = make_method(preset, len(domains)).to(device)
@@ -197,7 +206,7 @@ class _Run:
             self._tell("note", message=f"fetching the ImageNet weights of {preset.backbone.name}")
         # A resumed run's weights come from its state: nothing needs to be fetched.
         kind, options = method_options(preset)
-        self.domains = kind.domains(options, rows.domains)
+        self.domains = domains_with_forged(kind.domains(options, rows.domains), rows)
         self.method = make_method(
             _with_weights(preset, "none") if state else preset, len(self.domains)
         )
@@ -297,12 +306,17 @@ class _Run:
         """Put the fakes into domains by what the network makes of them now."""
         from dfdetect.grouping import group_fakes
 
+        if not any(s.label for s in self.rows.train):
+            raise DfdetectError(
+                "domains: auto groups the fakes of the data, and there are none to train on",
+                "--set method.domains=manifest, or add fakes",
+            )
         take_from_main(self.method.detector.buffers())
         self.method.eval()
         found = group_fakes(
             self.rows.train, self.method.grouping_features, self.preset.image_size,
-            str(self.accelerator.device), len(self.domains) - 1, self.preset.seed, self.groups,
-            self.workers,
+            str(self.accelerator.device), len(self.domains) - 1 - (FORGED in self.domains),
+            self.preset.seed, self.groups, self.workers,
         )  # fmt: skip
         self._take_groups(found.of_video)
         sizes = Counter(found.of_video.values())
@@ -477,12 +491,18 @@ class _Run:
                 "fingerprint": self.rows.fingerprint,
                 **self.rows.counts(),
                 "datasets": sorted({s.dataset for s in self.rows.train}),
-                "manipulations": self.rows.domains[1:],
+                "manipulations": self._manipulations(),
                 "notes": self.rows.notes,
             },
             step=self.step,
             versions=dict(versions()),
         )
+
+    def _manipulations(self) -> list[str]:
+        """All that it was trained on, forgeries made while loading by their own names."""
+        forge = self.preset.augment.forge
+        made = sorted(forge.forgeries) if forge.share else []
+        return list(dict.fromkeys([n for n in self.rows.domains[1:] if n != FORGED] + made))
 
     # --- what is told and kept -----------------------------------------------------------
 
@@ -706,8 +726,9 @@ def _with_weights(preset: Preset, weights: str | None) -> Preset:
 
 def _paired(preset: Preset, rows: TrainingData, domains: Sequence[str]) -> PairedCrops:
     return PairedCrops(
-        rows.train, preset.qualities, domains, preset.image_size, preset.augment, preset.seed
-    )
+        rows.train, preset.qualities, domains, preset.image_size, preset.augment, preset.seed,
+        training_forging(preset.augment.forge, rows),
+    )  # fmt: skip
 
 
 def _steps_per_epoch(preset: Preset, n_samples: int, n_ranks: int) -> int:

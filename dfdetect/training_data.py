@@ -5,18 +5,31 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from dfdetect.audit import LEAKS, Finding, audit
-from dfdetect.data import at_qualities, check_crops
+from dfdetect.data import FORGED, at_qualities, check_crops
 from dfdetect.errors import DfdetectError, unknown
 from dfdetect.faces import CropRecipe
 from dfdetect.files import read_json
-from dfdetect.manifest import Sample, fingerprint, identity_leaks, read_samples, refuse_leaks
+from dfdetect.manifest import (
+    Sample,
+    fingerprint,
+    identity_leaks,
+    read_samples,
+    read_table,
+    refuse_leaks,
+)
 from dfdetect.presets import Preset
 from dfdetect.quality import to_prepare
 
 
 class TrainingData(NamedTuple):
-    """Rows of the train and val splits at the preset's qualities, and what they have in common."""
+    """Rows of the train and val splits at the preset's qualities, and what they have in common.
+
+    With `augment.forge` the train rows are the raw ones, and `landmarks` those of each real to
+    train on by sample_id, float32 [5,2], px of the crop.
+    """
 
     train: list[Sample]
     val: list[Sample]
@@ -25,6 +38,7 @@ class TrainingData(NamedTuple):
     fingerprint: str
     notes: list[str]
     no_calls: str  # why a model validated on this may make none, after accepted leaks; else empty
+    landmarks: dict[str, np.ndarray]
 
     def counts(self) -> dict[str, Any]:
         """Videos and samples (each at all qualities) by split and class."""
@@ -43,17 +57,20 @@ def load_training_data(
     """Train and val rows of all folders.
 
     Errors: DfdetectError for a folder named twice, different crop recipes, a missing quality, one
-    class only (in val at each quality), crops that are missing or empty, an identity in train and
-    val (a note instead, where prepare was told to accept that), a FAIL of the audit's short form
-    (a note instead, with `allow_audit_fail`).
+    class only (in val at each quality; for training reals are enough where `augment.forge` makes
+    fakes of them), crops that are missing or empty, an identity in train and val (a note instead,
+    where prepare was told to accept that), a FAIL of the audit's short form (a note instead, with
+    `allow_audit_fail`).
     """
     if len({folder.resolve() for folder in data}) < len(data):
         names = ", ".join(map(str, data))
         raise DfdetectError(f"--data {names}: one folder twice", "name each once")
     crops, rows, notes, strict_pairs, no_calls = {}, [], [], [], ""
+    forges, landmarks = preset.augment.forge.share > 0, {}
     for number, folder in enumerate(data):
         prepared = read_json(folder / "prepare.json") if (folder / "prepare.json").exists() else {}
-        found = read_samples(folder, prefix=f"{number}:" if len(data) > 1 else "")
+        prefix = f"{number}:" if len(data) > 1 else ""
+        found = read_samples(folder, prefix=prefix)
         crops[folder] = CropRecipe.model_validate(prepared.get("recipe", {}).get("crop", {}))
         wanted = at_qualities(found, preset.qualities)
         missing = set(preset.qualities) - {s.quality for s in wanted}
@@ -65,6 +82,9 @@ def load_training_data(
                 "or --set qualities=...",
             )
         kept = [s for s in wanted if s.split in ("train", "val")]
+        if forges:
+            kept = [s for s in kept if s.split == "val"] + _raw(found, folder)
+            landmarks |= _landmarks(folder, crops[folder], prefix)
         # Of the test split only the names are looked at: nobody in it may be trained on.
         pairs = {(tuple(f"{s.dataset}/{i}" for i in s.identities), s.split) for s in found}
         if prepared.get("identity_overlap_allowed") or allow_audit_fail:
@@ -93,7 +113,7 @@ def load_training_data(
     parts |= {f"val split at {quality}": of_it for quality, of_it in at_each.items()}
     for name, part in parts.items():
         labels = {s.label for s in part}
-        if labels != {0, 1}:
+        if labels != {0, 1} and not (forges and part is train_rows and 0 in labels):
             has = (
                 "no crops"
                 if not labels
@@ -104,12 +124,38 @@ def load_training_data(
                 "both classes are needed; add videos or give other --splits to prepare",
             )
     check_crops([*train_rows, *val_rows])
-    failed = _audited(data, allow_audit_fail)
+    failed = _audited(data, allow_audit_fail, but=("classes",) if forges else ())
     notes += [f"accepted although the audit says FAIL: {f.name}: {f.message}" for f in failed]
     if not no_calls and (leaked := [f.name for f in failed if f.name in LEAKS]):
         no_calls = f"it was trained although the audit found leaks ({', '.join(leaked)})"
     domains = ["real", *sorted({s.manipulation for s in train_rows if s.label})]
-    return TrainingData(train_rows, val_rows, domains, first[1], fingerprint(rows), notes, no_calls)
+    if forges:
+        domains = [*(name for name in domains if name != FORGED), FORGED]
+    return TrainingData(
+        train_rows, val_rows, domains, first[1], fingerprint(rows), notes, no_calls, landmarks
+    )
+
+
+def _raw(found: Sequence[Sample], folder: Path) -> list[Sample]:
+    """The raw rows to train on. Errors: DfdetectError for samples that have none."""
+    raw = [s for s in found if s.split == "train" and s.quality == "raw"]
+    if len(raw) < len({s.sample_id for s in found if s.split == "train"}):
+        raise DfdetectError(
+            f"{folder}: not all samples have raw crops, of which augment.forge makes every quality",
+            "prepare it with raw among its --qualities",
+        )
+    return raw
+
+
+def _landmarks(folder: Path, crop: CropRecipe, prefix: str) -> dict[str, np.ndarray]:
+    """Of the reals to train on, by sample_id."""
+    names = ["sample_id", "landmarks", "label", "split", "quality"]
+    columns = read_table(folder, names).to_pydict().values()
+    return {
+        prefix + sample_id: crop.landmarks_in_crop(landmarks).astype(np.float32)
+        for sample_id, landmarks, label, split, quality in zip(*columns, strict=True)
+        if not label and split == "train" and quality == "raw"
+    }
 
 
 def _without(rows: list[Sample], left_out: Sequence[str]) -> list[Sample]:
@@ -125,12 +171,14 @@ def _without(rows: list[Sample], left_out: Sequence[str]) -> list[Sample]:
     return [row for row in rows if not row.label or row.manipulation not in dropped]
 
 
-def _audited(data: Sequence[Path], allow_fail: bool) -> list[Finding]:
-    """The FAILs of the audit's short form, which looks at manifests only, where they are accepted.
+def _audited(data: Sequence[Path], allow_fail: bool, but: Sequence[str] = ()) -> list[Finding]:
+    """The FAILs of the audit's short form, which looks at manifests only, where they are accepted;
+    without the checks named in `but`.
 
     Errors: DfdetectError naming them where they are not.
     """
-    failed = [finding for finding in audit(data, look_at_crops=False) if finding.status == "FAIL"]
+    found = audit(data, look_at_crops=False)
+    failed = [f for f in found if f.status == "FAIL" and f.name not in but]
     if failed and not allow_fail:
         told = "; ".join(f"{finding.name}: {finding.message.rstrip('.')}" for finding in failed)
         raise DfdetectError(

@@ -114,6 +114,11 @@ class Picture:
     def frame(self) -> Frame:
         return Frame(self.index, self.time_s, self.rgb())
 
+    @classmethod
+    def of_rgb(cls, image: np.ndarray, index: int = 0) -> "Picture":
+        """Of uint8 [H,W,3] RGB, which is not copied."""
+        return cls(index, 0.0, av.VideoFrame.from_ndarray(image, format="rgb24"))
+
 
 class Media:
     """An open video or picture: `info`, `count_frames()`, `pictures()`, collected `warnings`."""
@@ -417,6 +422,13 @@ class H264Loop:
         ]
         self._n_back += len(frames)
         return pictures
+
+
+def through_h264(images: Sequence[np.ndarray], crf: int) -> list[np.ndarray]:
+    """uint8 RGB [H,W,3] images of one size, even sides, as a stream through H264Loop at `crf`."""
+    loop = H264Loop(crf, Fraction(25))
+    pictures = [p for i, image in enumerate(images) for p in loop.push(Picture.of_rgb(image, i))]
+    return [picture.rgb() for picture in [*pictures, *loop.flush()]]
 
 
 def write_video(images: Sequence[np.ndarray], frame_rate: int, crf: int = 12) -> bytes:

@@ -195,10 +195,10 @@ def test_a_probability_is_how_often(name):
     ("override", "complaint"),
     [
         ("augment.jpeg_quality=[0,95]", "augment.jpeg_quality.0: input should be greater than or"),
-        ("augment.jpeg_quality=[95,30]", "augment.jpeg_quality: value error, from is above to"),
+        ("augment.jpeg_quality=[95,30]", "augment.jpeg_quality: from is above to"),
         ("augment.rescale_to=[0.5,1.5]", "augment.rescale_to.1: input should be less than or"),
         ("augment.rescale_to=0.5", "augment.rescale_to: input should be a valid tuple"),
-        ("augment.blur_sigma=[3,1]", "augment.blur_sigma: value error, from is above to"),
+        ("augment.blur_sigma=[3,1]", "augment.blur_sigma: from is above to"),
         ("augment.jpeg=2", "augment.jpeg: input should be less than or equal to 1"),
     ],
 )

@@ -7,7 +7,7 @@ import dfdetect
 
 PACKAGE = Path(dfdetect.__file__).parent
 VERBS = {"prepare", "train", "evaluate", "scanning", "demo", "describe", "sweep", "explain",
-         "calibrate"}  # fmt: skip
+         "calibrate", "forge"}  # fmt: skip
 SHELVES = {"datasets", "degradations", "forgeries", "methods", "reports"}
 HOMES = {
     "av": {"video", "prepare"},  # prepare records its version
@@ -37,7 +37,7 @@ def imports():
 def layer(part):
     if part in ("cli", "__main__"):
         return 5
-    if part in {"cutting", "optim", "footprint"}:  # parts of prepare and of train
+    if part in {"cutting", "optim", "footprint", "forging"}:  # parts of prepare and of train
         return 3
     if part in VERBS:
         return 4

@@ -10,6 +10,7 @@ from dfdetect.cli.demo import demo
 from dfdetect.cli.edge import EdgeGroup
 from dfdetect.cli.eval import eval_
 from dfdetect.cli.explain import explain
+from dfdetect.cli.forge import forge
 from dfdetect.cli.info import info
 from dfdetect.cli.prepare import prepare
 from dfdetect.cli.presets import presets
@@ -56,6 +57,7 @@ app.command()(calibrate)
 app.command()(sweep)
 app.command()(scan)
 app.command()(explain)
+app.command()(forge)
 app.command()(presets)
 app.command()(info)
 app.command()(demo)

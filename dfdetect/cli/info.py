@@ -28,6 +28,21 @@ def info(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    forgeries: Annotated[
+        bool,
+        typer.Option(
+            "--forgeries",
+            help="PATH is a picture: draw every forgery of its face into --sheet.",
+            rich_help_panel=INPUT,
+        ),
+    ] = False,
+    decoders: Annotated[
+        Path | None,
+        typer.Option(
+            help="Trained decoders, which `forge` stores: the forgery reconstruct needs them.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
     as_json: Json = False,
     export: Annotated[
         str,
@@ -40,7 +55,12 @@ def info(
     """Describe a prepared folder or a checkpoint.
 
     Example: dfdetect info data/ --sheet crops.png
+
+    With --forgeries: what each forgery makes of the largest face in a picture.
     """
+    if forgeries:
+        _show_forgeries(path, sheet or Path("forgeries.png"), decoders)
+        return
     from dfdetect.describe import describe
     from dfdetect.reports.table import calibration_tables, mapping_table, rows_table
 
@@ -69,6 +89,22 @@ def info(
         show(rows_table("contents", headings, [list(row.values()) for row in description.rows]))
     if sheet:
         show(f"written to {sheet}")
+
+
+def _show_forgeries(photo: Path, out: Path, decoders: Path | None) -> None:
+    from dfdetect.demo import read_portrait
+    from dfdetect.files import write_whole
+    from dfdetect.forge import preview
+    from dfdetect.reports.forgeries import Draw, draw_forgeries
+
+    if out.suffix.lower() != ".png":
+        raise DfdetectError(f"{out}: the sheet is a PNG", "give a name that ends in .png")
+    shown, left_out = preview(photo, read_portrait(), decoders)
+    draws = [Draw(s.forgery, s.crop, s.forged.image, s.forged.mask) for s in shown]
+    write_whole(out, draw_forgeries(photo.name, draws))
+    show(f"written to {out}")
+    for name in left_out:
+        show(f"without {name}: name trained decoders with --decoders")
 
 
 def _export(data: Path, name: str) -> None:

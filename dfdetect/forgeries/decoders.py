@@ -40,11 +40,11 @@ class DecoderSettings(NamedTuple):
 FAMILY = (
     DecoderSettings(2, 16, 8, "nearest"),
     DecoderSettings(2, 16, 8, "transposed", "l1+gradient"),
-    DecoderSettings(3, 16, 32, "bilinear", "l1+ssim"),
-    DecoderSettings(3, 16, 32, "shuffle"),
-    DecoderSettings(3, 16, 24, "nearest", "l1", adversarial=True),
+    DecoderSettings(3, 16, 48, "bilinear", "l1+ssim"),
+    DecoderSettings(3, 16, 48, "shuffle"),
+    DecoderSettings(3, 16, 32, "nearest", "l1", adversarial=True),
     DecoderSettings(3, 16, 24, "transposed", "l1+ssim", skip=True),
-    DecoderSettings(4, 16, 96, "shuffle", "l1+gradient", adversarial=True),
+    DecoderSettings(4, 16, 128, "shuffle", "l1+gradient", adversarial=True),
     DecoderSettings(4, 16, 64, "bilinear", "l1", skip=True),
 )
 
@@ -58,17 +58,17 @@ class AutoEncoder(nn.Module):
         widths = [min(64, settings.width * 2**i) for i in range(settings.depth)]
         down, last = [], 3
         for width in widths:
-            down += [nn.Conv2d(last, width, 3, stride=2, padding=1), nn.LeakyReLU(0.1)]
+            down += [nn.Conv2d(last, width, 3, stride=2, padding=1), *_activated(width)]
             last = width
         self.encoder = nn.Sequential(*down, nn.Conv2d(last, settings.code, 1))
         up, last = [], settings.code
         for width in reversed(widths[:-1]):
-            up += [*_enlarging(settings.upsampler, last, width), nn.LeakyReLU(0.1)]
+            up += [*_enlarging(settings.upsampler, last, width), *_activated(width)]
             last = width
         self.decoder = nn.Sequential(*up)
         beside = 3 if settings.skip else 0
         self.last = nn.Sequential(
-            *_enlarging(settings.upsampler, last + beside, 12), nn.LeakyReLU(0.1),
+            *_enlarging(settings.upsampler, last + beside, 12), *_activated(12),
             nn.Conv2d(12, 3, 3, padding=1),
         )  # fmt: skip
 
@@ -78,6 +78,10 @@ class AutoEncoder(nn.Module):
             half = F.avg_pool2d(images - 0.5, 2)
             features = torch.cat([features, F.avg_pool2d(half, 3, 1, 1)], 1)
         return self.last(features) + 0.5
+
+
+def _activated(width: int) -> list[nn.Module]:
+    return [nn.BatchNorm2d(width), nn.LeakyReLU(0.1)]
 
 
 def _enlarging(upsampler: str, n_in: int, n_out: int) -> list[nn.Module]:
@@ -106,8 +110,8 @@ class TrainedDecoder:
 
 def train_decoders(
     faces: Sequence[Portrait], out: Path, seed: int = 0,
-    family: Sequence[DecoderSettings] = FAMILY, n_steps: int = 300, batch_size: int = 8,
-    side: int = 96, on_step: Callable[[int, int], None] = lambda done, total: None,
+    family: Sequence[DecoderSettings] = FAMILY, n_steps: int = 500, batch_size: int = 8,
+    side: int = 80, on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:  # fmt: skip
     """Train the family on real faces (cut to squares of `side` px) and store it in `out`.
 
@@ -170,8 +174,8 @@ def _steps(
 ) -> Iterator[int]:
     """Train one network, step after step. A critic of patches judges the second half of the steps
     where its settings ask for one."""
-    adam = torch.optim.Adam(network.parameters(), 2e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(adam, 4e-3, n_steps)
+    adam = torch.optim.Adam(network.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(adam, 6e-3, n_steps)
     critic = _critic() if network.settings.adversarial else None
     critic_adam = torch.optim.Adam(critic.parameters(), 1e-3) if critic else None
     for step in range(n_steps):
