@@ -109,6 +109,11 @@ class Detector(nn.Module):
         backbone = {id(p) for p in self.backbone.parameters()}
         return [p for p in self.parameters() if id(p) not in backbone]
 
+    def scoring_parameters(self) -> list[nn.Parameter]:
+        """Those that the logit depends on: all but a domain head's."""
+        named = self.named_parameters()
+        return [p for name, p in named if not name.startswith("domain_")]
+
     def compile_features(self) -> None:
         """Run the backbone through torch.compile from now on; same weights, same state_dict."""
         self.features = torch.compile(self.features)

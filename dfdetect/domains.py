@@ -23,8 +23,9 @@ class Confusion:
 
     `counts` [manipulations, domains]: rows by what a crop is, columns by what it was taken for;
     reals come first. `mean_diagonal` is the mean over the manipulations that training saw of the
-    share that was named rightly, `mean_diagonal_with_real` with reals as one more of them,
-    `n_diagonal` and `n_diagonal_with_real` the crops counted in them; None with a `reason`.
+    share that was named rightly, `mean_diagonal_with_real` with reals as one more of them (None
+    where there are none, or training named no domain of theirs), `n_diagonal` and
+    `n_diagonal_with_real` the crops counted in them; None with a `reason`.
     """
 
     data: str
@@ -85,10 +86,15 @@ def _confusion(
     fakes = [i for i in hits if rows[i] != REAL]
     if not fakes:
         return replace(found, reason="no manipulation here is a domain that training named")
-    return replace(
+    found = replace(
         found,
         mean_diagonal=float(np.mean([hits[i] for i in fakes])),
         n_diagonal=sum(sizes[i] for i in fakes),
+    )
+    if len(hits) == len(fakes):
+        return found
+    return replace(
+        found,
         mean_diagonal_with_real=float(np.mean(list(hits.values()))),
         n_diagonal_with_real=sum(sizes[i] for i in hits),
     )

@@ -13,6 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from dfdetect.data import scoring_batches
@@ -56,7 +57,8 @@ def group_fakes(
     names = [name_of[video] for video in videos]
     several = len(set(names)) > 1
     agreement = float(adjusted_rand_score(names, group)) if several else float("nan")
-    return Groups(dict(zip(videos, map(int, group), strict=True)), agreement)
+    found = Groups(dict(zip(videos, map(int, group), strict=True)), agreement)
+    return objects_of_all(found)[0]  # a rounding may put a video elsewhere in another process
 
 
 def cluster(features: np.ndarray, k: int, seed: int) -> np.ndarray:
@@ -68,7 +70,8 @@ def cluster(features: np.ndarray, k: int, seed: int) -> np.ndarray:
     n_directions = min(DIRECTIONS, len(standard) - 1, standard.shape[1])
     reduced = PCA(n_directions, svd_solver="full").fit_transform(standard)
     n_groups = min(k, len(np.unique(reduced, axis=0)))
-    return 1 + KMeans(n_groups, n_init=10, random_state=seed).fit_predict(reduced)
+    with threadpool_limits(1, "openmp"):  # sums in one order
+        return 1 + KMeans(n_groups, n_init=10, random_state=seed).fit_predict(reduced)
 
 
 def _few_of_each_video(fakes: Sequence[Sample]) -> list[Sample]:

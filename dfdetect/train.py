@@ -123,7 +123,7 @@ def plan_training(
         preset,
         sum(p.numel() for p in method.parameters()),
         sum(p.numel() for p in method.parameters() if p.requires_grad),
-        sum(p.numel() for p in method.detector.parameters()),
+        sum(p.numel() for p in method.detector.scoring_parameters()),
         per_epoch * preset.epochs,
         per_epoch,
         rows.counts(),
@@ -675,10 +675,15 @@ def _accelerator(preset: Preset, device: str) -> Accelerator:
 
 def _check_options(preset: Preset, device: str) -> None:
     """Errors: DfdetectError for options that the method does not know or that do not fit."""
-    method_options(preset)
+    kind, options = method_options(preset)
     if preset.precision == "fp16" and device == "cpu":
         raise DfdetectError(
             f"preset {preset.name}: precision=fp16 needs a GPU", "use --set precision=bf16 or fp32"
+        )
+    if reason := kind.why_too_short(options, preset.epochs):
+        raise DfdetectError(
+            f"preset {preset.name}: epochs={preset.epochs} is too short: {reason}",
+            "use more --set epochs",
         )
     if preset.accumulate == 1:
         return

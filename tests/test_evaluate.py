@@ -19,6 +19,8 @@ from dfdetect.errors import DfdetectError
 from dfdetect.evaluate import evaluate, measure
 from dfdetect.manifest import read_samples, read_table, write_part
 from dfdetect.presets import load_preset
+from dfdetect.reports.figures import _diagonal
+from dfdetect.reports.table import _diagonal_line
 from dfdetect.results import Prediction
 from dfdetect.train import train
 
@@ -246,6 +248,17 @@ def test_confusion_counts_by_quality_and_pooled_and_its_diagonal_leaves_out_the_
     assert raw.n_diagonal_with_real == 6
     assert (c40.mean_diagonal, c40.n_diagonal) == (1.0, 1)  # rows without crops do not count
     assert pooled.mean_diagonal == pytest.approx(1 / 2)
+
+
+def test_the_diagonal_is_without_reals_where_they_are_no_domain():
+    told = [p._replace(predicted_domain="no domain") if p.predicted_domain == "real" else p
+            for p in TOLD]  # fmt: skip
+    raw, *_ = confusions(told, "d", "test", ["no domain", *DOMAINS[1:]], ["DF", "FS"])
+    assert raw.manipulations[0] == "real" and raw.right(0) is None
+    assert raw.mean_diagonal == pytest.approx((1 / 2 + 0) / 2)
+    assert (raw.mean_diagonal_with_real, raw.n_diagonal_with_real) == (None, 0)
+    for drawn in (_diagonal([raw]), _diagonal_line([raw])):
+        assert "0.25" in drawn and "with real" not in drawn
 
 
 def test_groups_that_training_found_itself_have_no_diagonal():

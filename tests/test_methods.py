@@ -125,6 +125,17 @@ def test_a_loss_that_compares_samples_says_why_a_batch_must_stay_whole(name, opt
     assert not torch.allclose(whole, parts, rtol=0, atol=1e-4 * float(whole.abs().max()))
 
 
+def test_a_domain_loss_of_fakes_alone_says_why_a_batch_must_stay_whole():
+    """Halves with one fake and with three weigh them alike, the whole batch by their number."""
+    method = spread_out(make("did", alpha=1, lambda_dec=0, domain_real=False))
+    method.at(1, 2, 1, 2)
+    assert "fakes of a batch" in method.why_not_accumulate(method.options)
+    domains = torch.tensor([1, 0, 0, 0, 2, 2, 1, 0])
+    data = batch(n=8)._replace(domains=domains, labels=domains.clamp_max(1))
+    whole, parts = (gradients_in_parts(method, data, n) for n in (1, 2))
+    assert not torch.allclose(whole, parts, rtol=0, atol=1e-4 * float(whole.abs().max()))
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [("bce", {}), ("bce", {"head": "attention"}), ("qad", {}), ("qad", {"hsic": "biased"}),
@@ -862,6 +873,18 @@ def test_learned_weights_begin_as_the_given_ones_and_move_towards_the_inverse_of
         assert float(log_weight.grad) == pytest.approx(float(losses[name]) - 1, abs=1e-5), name
 
 
+def test_a_learned_weight_rests_while_its_term_is_not_there():
+    for fixed in ({}, {"lambda_cls": 0, "lambda_dec": 0}):
+        method = make("did", **{"lambda": "learned", "domains": "auto"}, **fixed)
+        method.at(0, 10, 0, 10)
+        loss = method(batch())
+        loss.total.backward()
+        weights = dict(method.objective.log_weights)
+        assert weights.pop("dom").grad is None
+        logs = [log.item() for log in weights.values()]
+        assert loss.terms["spread"].item() == pytest.approx(-sum(logs))
+
+
 def test_learned_weights_do_not_decay():
     method = make("did", **{"lambda": "learned"})
     options = load_preset("did-tiny").optimizer
@@ -887,6 +910,21 @@ def test_automatic_domains_have_names_of_their_own():
     assert names == ["real", "group 1", "group 2", "group 3"]
     both = SHELF["qadid"].Options(did={"domains": "auto", "auto_groups": 3})
     assert SHELF["qadid"].domains(both, ["real", "Deepfakes"]) == names
+
+
+def test_reals_that_are_no_domain_have_no_name_among_the_domains():
+    for domains in ("manifest", "auto"):
+        options = SHELF["did"].Options(domains=domains, domain_real=False)
+        first, *others = SHELF["did"].domains(options, ["real", "Deepfakes"])
+        assert first == "no domain" and "real" not in others
+
+
+@pytest.mark.parametrize(("name", "under"), [("did", ""), ("qadid", "did.")])
+def test_options_are_named_to_a_user_as_a_preset_names_them(name, under):
+    preset = load_preset(f"{name}-tiny", [f"method.{under}weighting=learned"])
+    with pytest.raises(DfdetectError, match="unknown option") as caught:
+        make_method(preset, 3)
+    assert f"{under}lambda," in caught.value.hint and "weighting" not in caught.value.hint
 
 
 # --- QAD and DID together --------------------------------------------------------------------

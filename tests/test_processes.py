@@ -28,8 +28,9 @@ CASES = {
     "bce average": ("bce-tiny", [*STEPS, "ema=0.5"]),
     "qad": ("qad-tiny", [*STEPS, "method.gamma=0.02"]),
     "did": ("did-tiny", [*STEPS, "method.beta_per_step=true", "qualities=raw,c40"]),
-    "qadid": ("qadid-tiny", [*STEPS, "method.qad.gamma=0.02", "method.did.beta_per_step=true",
-                             "method.did.domains=auto", "method.did.lambda=learned"]),
+    "qadid": ("qadid-tiny", [*STEPS, "epochs=2", "method.qad.gamma=0.02",
+                             "method.did.beta_per_step=true", "method.did.domains=auto",
+                             "method.did.lambda=learned"]),
     "bce exact": ("bce-tiny", EXACT),
     "qad exact": ("qad-tiny", [*EXACT, "method.hsic_gather=true", "method.alpha=0.5",
                                "method.gamma=0.02"]),
@@ -53,6 +54,7 @@ def train_case(name: str, data: Path, out: Path, batch_size: int) -> None:
         summary = go(self)
         rank = processes.processes().rank
         torch.save(self.method.state_dict(), out / f"{run.name}-{batch_size}-rank{rank}.pt")
+        (out / f"{run.name}-rank{rank}-groups.json").write_text(json.dumps(self.groups))
         return summary
 
     verb._Run.go = go_and_keep
@@ -122,6 +124,13 @@ def test_both_processes_end_with_the_same_weights_and_running_statistics(name, t
     assert all(torch.equal(first[k], second[k]) for k in first)
 
 
+def test_both_processes_have_the_same_groups_of_fakes(two, data):
+    first, second = (json.loads((two / f"qadid-rank{rank}-groups.json").read_text())
+                     for rank in (0, 1))  # fmt: skip
+    rows = verb.load_training_data(load_preset(*CASES["qadid"]), [data]).train
+    assert first == second and set(first) == {s.video_id for s in rows if s.label}
+
+
 @pytest.mark.parametrize("name", [n for n in CASES if "exact" in n])
 def test_two_processes_do_what_one_with_twice_the_batch_does(name, two, data):
     """Without batch norm, and with HSIC and AUC loss over the rows of both."""
@@ -134,7 +143,7 @@ def test_two_processes_do_what_one_with_twice_the_batch_does(name, two, data):
 @pytest.mark.parametrize("name", CASES)
 def test_validation_scores_every_sample_once_whatever_the_number_of_processes(name, two, data):
     run = two / name.replace(" ", "-") / str(PER_PROCESS)
-    (val,) = [e for e in map(json.loads, (run / "metrics.jsonl").open()) if e["kind"] == "val"]
+    *_, val = [e for e in map(json.loads, (run / "metrics.jsonl").open()) if e["kind"] == "val"]
     rows = verb.load_training_data(load_preset(*CASES[name]), [data]).val
     assert val["frame"]["n_real"] == sum(r.label == 0 for r in rows)
     assert val["frame"]["n_fake"] == sum(r.label == 1 for r in rows)

@@ -303,7 +303,17 @@ def test_storing_jpeg_later_does_not_make_it_other_data(data, tmp_path):
 def test_a_plan_counts_parameters_and_steps(data):
     plan = plan_training(load_preset("did-tiny", ["epochs=3", "steps_per_epoch=7"]), [data])
     assert plan.n_steps == 21
-    assert plan.n_inference_parameters < plan.n_parameters
+    bare = plan_training(load_preset("did-tiny", ["method.lambda_dom=0"]), [data])
+    assert plan.n_inference_parameters == bare.n_inference_parameters < bare.n_parameters
+    assert bare.n_parameters < plan.n_parameters
+
+
+@pytest.mark.parametrize("name", ["did", "qadid"])
+def test_a_run_that_ends_before_its_automatic_domains_begin_is_refused(name, data, tmp_path):
+    auto = f"method.{'did.' if name == 'qadid' else ''}domains=auto"
+    with pytest.raises(DfdetectError, match="epochs=1 is too short: automatic domains"):
+        train(load_preset(f"{name}-tiny", [auto, "epochs=1"]), [data], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_backbone_learns_at_its_own_rate(data):

@@ -154,7 +154,7 @@ def _show_plan(plan, as_json: bool) -> None:
     from dfdetect.reports.table import train_plan_tables
 
     def preset(**which: bool) -> dict:
-        options = method_options(plan.preset)[1].model_dump(mode="json", **which)
+        options = method_options(plan.preset)[1].model_dump(mode="json", by_alias=True, **which)
         content = plan.preset.model_dump(mode="json", **which)
         return content | {"method": {"name": plan.preset.method.name} | options}
 

@@ -51,7 +51,7 @@ class Method(nn.Module):
 
     @classmethod
     def domains(cls, options: Options, in_data: Sequence[str]) -> list[str]:
-        """Names of the domains that it tells apart, real first; `in_data` are those of the
+        """Names of the domains that it tells apart, that of reals first; `in_data` are those of the
         manifest. A manipulation that is not among them belongs to no domain that is known yet."""
         return list(in_data)
 
@@ -74,6 +74,11 @@ class Method(nn.Module):
     @classmethod
     def why_not_accumulate(cls, options: Options) -> str:
         """Why a batch in parts would be another method, batch norm aside; "" if it would not."""
+        return ""
+
+    @classmethod
+    def why_too_short(cls, options: Options, n_epochs: int) -> str:
+        """Why a run of `n_epochs` would end before a part of the method begins; "" if not."""
         return ""
 
     @classmethod

@@ -23,6 +23,9 @@ from dfdetect.detector import Attention, Decomposition, Detector
 from dfdetect.methods import base
 from dfdetect.processes import rows_of_all
 
+NOT_LEARNED = "no domain"
+"""Name of the first class where reals are none: no sample is ever told to be of it."""
+
 
 class Options(base.Options):
     alpha: float = Field(0.5, ge=0, le=1, description="share of BCE; the AUC loss has the rest")
@@ -201,9 +204,10 @@ class Objective(nn.Module):
         ).detach()
         terms = {name: term.detach() for name, term in terms.items()}
         if o.weighting == "learned":
-            used = {"cls"} | ({"dec"} & terms.keys()) | ({"dom"} & terms.keys())
             # Of exp(-s) L + s, homoscedastic uncertainty for a likelihood, with s = -log weight.
-            spread = -sum(self.log_weights[name] for name in used if name in self.log_weights)
+            learned = self.log_weights.items()
+            used = [log for name, log in learned if name == "cls" or name in terms]
+            spread = -sum(used, logits.new_zeros(()))
             total, terms["spread"] = total + spread, spread.detach()
             notes |= {f"lambda_{name}": weights[name].detach() for name in self.log_weights}
         return base.StepLoss(total, terms, logits.detach().view(m, -1).T, notes)
@@ -283,9 +287,10 @@ class Did(Decomposing):
 
     @classmethod
     def domains(cls, options: Options, in_data: Sequence[str]) -> list[str]:
+        first = in_data[0] if options.domain_real else NOT_LEARNED
         if options.domains == "manifest":
-            return list(in_data)
-        return ["real", *(f"group {i}" for i in range(1, options.auto_groups + 1))]
+            return [first, *in_data[1:]]
+        return [first, *(f"group {i}" for i in range(1, options.auto_groups + 1))]
 
     @classmethod
     def why_not_accumulate(cls, options: Options) -> str:
@@ -293,6 +298,17 @@ class Did(Decomposing):
             return "the AUC loss compares the reals of a batch with its fakes, and a part has fewer"
         if options.lambda_dec > 0:
             return "mutual information pairs the samples of a batch, and a part has fewer"
+        if options.lambda_dom > 0 and not options.domain_real:
+            return (
+                "the domain loss is a mean over the fakes of a batch, and a part has other shares"
+            )
+        return ""
+
+    @classmethod
+    def why_too_short(cls, options: Options, n_epochs: int) -> str:
+        waits = options.domains == "auto" and options.lambda_dom > 0
+        if waits and n_epochs <= options.auto_warmup_epochs:
+            return f"automatic domains are first looked for after {options.auto_warmup_epochs}"
         return ""
 
     def forward(self, batch: Batch) -> base.StepLoss:

@@ -52,6 +52,10 @@ class QadDid(Decomposing, Qad):
         return Qad.why_not_accumulate(options.qad) or Did.why_not_accumulate(options.did)
 
     @classmethod
+    def why_too_short(cls, options: Options, n_epochs: int) -> str:
+        return Did.why_too_short(options.did, n_epochs)
+
+    @classmethod
     def skips_parameters(cls, options: Options) -> bool:
         return True  # see Did
 

@@ -185,10 +185,15 @@ def _diagonal(group: Sequence[Confusion]) -> str:
     n = sum(last.right(i) is not None for i, m in enumerate(last.manipulations) if m != REAL)
     by_quality = ", ".join(f"{c.quality} {c.mean_diagonal:.2f}" for c in group
                            if c.mean_diagonal is not None and c is not last)  # fmt: skip
+    with_real = last.mean_diagonal_with_real
     return (
         f"Mean of the framed diagonal: {last.mean_diagonal:.2f} over {n} trained manipulations "
-        f"(n {last.n_diagonal} crops), {last.mean_diagonal_with_real:.2f} with real as one more "
-        f"(n {last.n_diagonal_with_real})"
+        f"(n {last.n_diagonal} crops)"
+        + (
+            f", {with_real:.2f} with real as one more (n {last.n_diagonal_with_real})"
+            if with_real is not None
+            else ""
+        )
         + (f"; without real at {by_quality}" if by_quality else "")
         + f". Chance is {1 / len(last.domains):.2f}.{never}"
     )
