@@ -54,7 +54,7 @@ class Scanner:
                 notes.append(f"inconclusive: the model makes {checkpoint.basis}")
             elif call == "inconclusive":
                 low, high = checkpoint.band
-                notes.append(f"inconclusive: the score lies from {low:.3f} to {high:.3f}")
+                notes.append(f"inconclusive: the score lies from {low:.3g} to {high:.3g}")
             if not still and longest < MIN_FRAMES:
                 call = "inconclusive"
                 notes.append(f"inconclusive: a face in only {longest} of {n_frames} frames")
@@ -76,7 +76,7 @@ class Scanner:
             scored.sha256,
             call,
             score,
-            round(checkpoint.threshold, 6),
+            checkpoint.threshold if calibration else round(checkpoint.threshold, 6),
             tracks,
             self.model_notes(),
             notes,

@@ -46,13 +46,10 @@ class ScoredInput(NamedTuple):
         by_track: dict[int, list[FrameScore]] = {track.track_id: [] for track in self.tracks}
         for seen in self.faces:
             by_track[seen.track_id].append(seen.frame)
-        calibrated = self.calibration.probability if self.calibration else float
-        return [
-            TrackScore(
-                track_id, round(float(calibrated(np.mean([f.score for f in rows]))), 6), rows
-            )
-            for track_id, rows in by_track.items()
-        ]
+        means = {i: float(np.mean([f.score for f in rows])) for i, rows in by_track.items()}
+        # A probability is not rounded: at a rare prior all of them are small.
+        of = self.calibration.probability if self.calibration else lambda mean: round(mean, 6)
+        return [TrackScore(i, float(of(means[i])), rows) for i, rows in by_track.items()]
 
 
 class FaceScorer:

@@ -3,9 +3,10 @@
 import json
 import shutil
 
+import cv2
 import numpy as np
 import pytest
-from conftest import write_clip
+from conftest import clip, write_clip
 from safetensors.torch import load_file
 
 from dfdetect.calibrate import Options, Videos, calibrate, calibration_of, scan_scores
@@ -105,6 +106,16 @@ def test_platt_undoes_a_known_distortion():
     assert fit_sigmoid(3 * logits, labels, of_class(labels), 0.0, bias=False) == pytest.approx(
         (fit_sigmoid(logits, labels, of_class(labels), 0.0, bias=False).slope / 3, 0.0), rel=1e-5
     )
+
+
+def test_figures_weigh_fakes_as_the_prior_says():
+    """Of two reals and one fake at a prior of 0.1, each worked by hand."""
+    scores = np.array([0.2, 0.4, 0.9])
+    before = fitted(np.log(scores / (1 - scores)), np.array([0, 0, 1]), Options(prior=0.1)).before
+    by_hand = -(0.45 * np.log(0.8) + 0.45 * np.log(0.6) + 0.1 * np.log(0.9))
+    assert before.log_loss == pytest.approx(by_hand, abs=1e-12)
+    assert before.brier == pytest.approx(0.45 * 0.04 + 0.45 * 0.16 + 0.1 * 0.01, abs=1e-12)
+    assert before.ece == pytest.approx(0.45 * 0.2 + 0.45 * 0.4 + 0.1 * 0.1, abs=1e-12)
 
 
 def test_the_fit_has_no_gradient_left():
@@ -308,6 +319,7 @@ def test_few_videos_allow_no_calls_and_scan_says_so(cli, run, calibrated, tmp_pa
     path = write_clip(tmp_path / "clip.mp4", 1)
     result = cli("scan", path, "--model", calibrated, "--frames", 3, "--device", "cpu")
     first = result.stdout.splitlines()[1]
+    assert "experimental: " in result.stdout.splitlines()[3]
     assert "inconclusive   experimental   P(fake) at prior 0.5: 0." in first
     told = json.loads(
         cli("scan", path, "--model", calibrated, "--frames", 3, "--json", "--device", "cpu").stdout
@@ -325,25 +337,56 @@ def test_few_videos_allow_no_calls_and_scan_says_so(cli, run, calibrated, tmp_pa
     assert "inconclusive   uncalibrated score: 0." in shown.splitlines()[1]
 
 
-def test_a_face_smaller_than_any_calibrated_on_is_not_called(run, calibrated, data, tmp_path):
-    info = read_info(calibrated)
+@pytest.fixture
+def variant(run, calibrated, tmp_path):
+    """`variant(**fields)` -> a copy of the calibrated run with other values in its calibration."""
+    info, detector = read_info(calibrated), load_checkpoint(run, "cpu").detector
+
+    def make(**fields):
+        calibration = info.calibration.model_copy(update={"least_face_px": None} | fields)
+        path = tmp_path / f"{len(list(tmp_path.glob('*.safetensors')))}.safetensors"
+        changed = info.model_copy(update={"calibration": calibration})
+        save_checkpoint(path, detector, changed)
+        return path
+
+    return make
+
+
+def test_a_face_smaller_than_those_calibrated_on_is_not_called(calibrated, data, variant, tmp_path):
     rows = read_table(data, ["face_px", "split"]).to_pylist()
     widths = [r["face_px"] for r in rows if r["split"] == "val"]
-    assert min(widths) <= info.calibration.least_face_px <= max(widths)
-    path, detector = write_clip(tmp_path / "clip.mp4", 1), load_checkpoint(run, "cpu").detector
-
-    def call(least_face_px):
-        wider = info.calibration.model_copy(
-            update={"band": (0.0, 1e-9), "least_face_px": least_face_px}
-        )
-        file = tmp_path / f"{least_face_px}.safetensors"
-        save_checkpoint(file, detector, info.model_copy(update={"calibration": wider}))
-        return Scanner(file, 3, "cpu")(path)
-
-    assert call(40.0).call == "likely-fake"
-    small = call(1000.0)
-    assert small.call == "inconclusive"
+    assert min(widths) <= read_info(calibrated).calibration.least_face_px <= max(widths)
+    path = write_clip(tmp_path / "clip.mp4", 1)
+    large, small = (
+        Scanner(variant(band=(0.0, 1e-9), least_face_px=width), 3, "cpu")(path)
+        for width in (40.0, 1000.0)
+    )
+    assert (large.call, small.call) == ("likely-fake", "inconclusive")
     assert any("was calibrated on wider ones, 1000 px and up" in w for w in small.warnings)
+
+
+def test_a_rare_prior_changes_no_call_and_leaves_no_zero(run, variant, tmp_path):
+    """At one fake in a million the scores are tiny, and as far from their band as before."""
+    path = write_clip(tmp_path / "clip.mp4", 1)
+    raw = Scanner(run, 3, "cpu")(path).score
+    for prior in (0.5, 1e-6):
+        cut = float(Sigmoid(1, 0).at(prior, score_logit(raw * 0.99)))
+        scan = Scanner(
+            variant(prior=prior, slope=1.0, intercept=0.0, band=(0.0, cut), threshold=cut), 3, "cpu"
+        )
+        verdict = scan(path)
+        assert verdict.call == "likely-fake" and verdict.score > verdict.threshold > 0
+
+
+def test_a_picture_is_called_only_where_pictures_were_calibrated_on(variant, tmp_path):
+    cv2.imwrite(str(tmp_path / "photo.png"), clip(5, 1)[0][..., ::-1])
+    calls = [
+        Scanner(variant(band=(0.0, 1e-9), n_pictures={"real": n, "fake": 20}), 3, "cpu")(
+            tmp_path / "photo.png"
+        ).call
+        for n in (8, 9)
+    ]
+    assert calls == ["inconclusive", "likely-fake"]
 
 
 def test_dry_run_writes_nothing_and_rerunning_replaces(cli, run, data, tmp_path):
@@ -445,7 +488,6 @@ def test_other_people_are_named_as_such(cli, run, tmp_path):
     for i in range(3):
         write_clip(tmp_path / "new" / "real" / f"r{i}.mp4", 30 + i, n_frames=4)
         write_clip(tmp_path / "new" / "fake" / "w" / f"f{i}.mp4", 40 + i, 4, "local-warp")
-    (tmp_path / "splits.csv").write_text("")
     prepare(tmp_path / "new", tmp_path / "data", PrepareRecipe(("raw", "c23"), frames=2))
     everyone = changed(tmp_path / "data", tmp_path / "val", lambda row: row.update(split="val"))
     result = cli("calibrate", run, "--data", everyone, "-n", "--json", "--device", "cpu")

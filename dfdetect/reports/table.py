@@ -194,13 +194,13 @@ def verdict_panel(verdict) -> Panel:
     if verdict.experimental:
         lines[0].append("   experimental", style="bold yellow")
     if verdict.score is not None:
-        score = f"{verdict.score_meaning}: {verdict.score:.3f}"
-        lines[0].append(f"   {score}, threshold {verdict.threshold:.3f}", style="default")
+        score = f"{verdict.score_meaning}: {_probability(verdict.score)}"
+        lines[0].append(f"   {score}, threshold {_probability(verdict.threshold)}", style="default")
     for track in verdict.tracks[:5]:
         times = f"{track.frames[0].time_s:.1f} to {track.frames[-1].time_s:.1f} s"
         n_frames = len(track.frames)
         where = f"over {n_frames} frames, {times}" if n_frames > 1 else "in 1 frame"
-        line = Text(f"face {track.track}: {track.score:.3f} {where} ")
+        line = Text(f"face {track.track}: {_probability(track.score)} {where} ")
         lines.append(line.append(sparkline([frame.score for frame in track.frames])))
     if len(verdict.tracks) > 5:
         lines.append(Text(f"and {len(verdict.tracks) - 5} more faces (--json lists all)"))
@@ -251,14 +251,14 @@ def calibration_tables(calibration, title: str) -> RenderableType:
     lines = [
         f"{c.method}: {c.meaning} = {formula}"
         + (f"; temperature {1 / c.slope:.3f}" if c.method == "temperature" and c.slope else ""),
-        f"scan: threshold {_three(c.threshold)}, chosen for {100 * c.fpr:g}% false positives, each "
-        "video at its worst quality",
+        f"scan: threshold {_probability(c.threshold)}, chosen for {100 * c.fpr:g}% false "
+        "positives, each video at its worst quality",
         "scan: " + ("" if c.band else "inconclusive only; ") + c.basis,
     ]
     if c.band:
         low, high = c.band
-        real = f"likely-real below {_three(low)}" if low > 0 else "never likely-real"
-        fake = f"likely-fake above {_three(high)}" if high < 1 else "never likely-fake"
+        real = f"likely-real below {_probability(low)}" if low > 0 else "never likely-real"
+        fake = f"likely-fake above {_probability(high)}" if high < 1 else "never likely-fake"
         lines.append(f"scan: {real}, {fake}, inconclusive between")
     if c.least_face_px is not None:
         lines.append(f"scan: inconclusive for faces less than {c.least_face_px:.0f} px wide")
@@ -362,6 +362,11 @@ def _with_interval(figure) -> str:
         return "-"
     below = "" if figure.low is None else f"\n{_three(figure.low)}..{_three(figure.high)}"
     return _three(figure.auc) + below
+
+
+def _probability(value: float) -> str:
+    """Three decimals, and of what is rarer two digits."""
+    return f"{value:.3f}" if value >= 0.01 or value == 0 else f"{value:.2g}"
 
 
 def _three(value: float | None) -> str:
