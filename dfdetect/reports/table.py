@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dfdetect.errors import printable
+from dfdetect.quality import ordered
 
 COLUMNS_PER_TABLE = 6
 CALL_STYLE = {
@@ -239,8 +240,8 @@ def calibration_tables(calibration, title: str) -> RenderableType:
     aucs.add_column("quality")
     for heading in ("n real/fake", "AUC", "middle 95 %"):
         aucs.add_column(heading, justify="right")
-    for quality, bounds in c.auc.items():
-        n = c.n_videos[quality]
+    for quality in ordered(c.auc):
+        bounds, n = c.auc[quality], c.n_videos[quality]
         within = f"{_three(bounds.low)}..{_three(bounds.high)}"
         aucs.add_row(printable(quality), f"{n['real']}/{n['fake']}", _three(bounds.auc), within)
     formula = (
