@@ -11,6 +11,7 @@ import io
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from dfdetect.cutting import Failure, encode_crop
+from dfdetect.cutting import WRITERS, Failure, encode_crop
 from dfdetect.data import read_crop
 from dfdetect.errors import DfdetectError, ExitCode, printable, unknown
 from dfdetect.faces import CropRecipe, FaceFinder, align
@@ -175,7 +176,7 @@ def _forge_face(
 ) -> None:  # fmt: skip
     """All copies of one face, or none: the real one is written last."""
     try:
-        crops = [read_crop(source / row["path"]) for row in face.rows]
+        crops = [_even(read_crop(source / row["path"])) for row in face.rows]
         for copy in reversed(wanted):
             made, partner = _forged(face, copy, crops, faces, source, recipe, decoders)
             _write_copy(face, copy, made, partner, out, qualities)
@@ -240,26 +241,31 @@ def _write_copy(
     face: _Face, copy: _Copy, crops: Sequence[np.ndarray], partner: _Face | None, out: Path,
     qualities: Sequence[Quality],
 ) -> None:  # fmt: skip
-    key, rows = folder_key(copy.video_id), []
+    key = folder_key(copy.video_id)
     mark = f"forgery {copy.forgery} of a real face, by dfdetect forge" if copy.forgery else ""
-    for quality in qualities:
-        for row, crop, plain in zip(face.rows, _at(quality, crops), crops, strict=True):
-            content = encode_crop(crop, "png")
-            content = marked_synthetic(content, mark) if mark else content
-            place = f"{row['frame_index']:06d}_{face.track_id}"
-            relative = f"faces/{quality.name}/{key}/{place}.png"
-            write_whole(out / relative, content)
-            rows.append(
-                dict(row)
-                | {
-                    "path": relative,
-                    "crop_sha256": hashlib.sha256(content).hexdigest(),
-                    "sample_id": f"{copy.video_id}/{row['frame_index']:06d}/{face.track_id}",
-                    "video_id": copy.video_id,
-                    "quality": quality.name,
-                    "psnr_db": None if quality.codec == "raw" else float(cv2.PSNR(crop, plain)),
-                }
-            )
+
+    def write(quality: Quality, row: Row, crop: np.ndarray, plain: np.ndarray) -> dict[str, Any]:
+        content = encode_crop(crop, "png")
+        content = marked_synthetic(content, mark) if mark else content
+        place = f"{row['frame_index']:06d}_{face.track_id}"
+        relative = f"faces/{quality.name}/{key}/{place}.png"
+        write_whole(out / relative, content)
+        return dict(row) | {
+            "path": relative,
+            "crop_sha256": hashlib.sha256(content).hexdigest(),
+            "sample_id": f"{copy.video_id}/{row['frame_index']:06d}/{face.track_id}",
+            "video_id": copy.video_id,
+            "quality": quality.name,
+            "psnr_db": None if quality.codec == "raw" else float(cv2.PSNR(crop, plain)),
+        }
+
+    work = [
+        (quality, row, crop, plain)
+        for quality in qualities
+        for row, crop, plain in zip(face.rows, _at(quality, crops), crops, strict=True)
+    ]
+    with ThreadPoolExecutor(WRITERS) as writers:  # each waits for the disk
+        rows = list(writers.map(lambda item: write(*item), work))
     if copy.forgery:
         people = [*face.people, *(partner.people if partner else ())]
         for row in rows:
@@ -272,6 +278,12 @@ def _write_copy(
                 "warnings": "; ".join(filter(None, [row["warnings"], f"synthetic: {mark}"])),
             }
     write_part(out, copy.part_id, rows)
+
+
+def _even(crop: np.ndarray) -> np.ndarray:
+    """Without the last row and column of an odd side, which H.264 cannot have."""
+    height, width = (side // 2 * 2 for side in crop.shape[:2])
+    return np.ascontiguousarray(crop[:height, :width])
 
 
 def _at(quality: Quality, crops: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -440,9 +440,9 @@ def test_the_command_takes_a_folder_of_videos_and_tells_what_failed(cli, tmp_pat
     out = tmp_path / "out"
     arguments = ["forge", tmp_path / "clips", "--out", out, "--forgeries", "self-blend"]
     result = cli(*arguments, "--qualities", "raw,c40", "--json")
-    assert result.exit_code == 0, result.stderr
+    assert result.exit_code == 3, result.stderr
     content = json.loads(result.stdout)
-    assert content["faces"] == 5 and content["failed"] == 0
+    assert content["faces"] == 5 and content["failed"] == 1
     assert content["self-blend crops"] == content["real crops"] == 5 * 4 * 2
     assert "empty.mp4: no face found" in result.stderr
     again = json.loads(cli(*arguments, "--qualities", "raw,c40", "--json").stdout)

@@ -70,17 +70,19 @@ def forge(
 
     names = [name.strip() for name in forgeries.split(",") if name.strip()]
     refuse_unknown(names)
+    n_unprepared = 0
     with progress("forge", quiet or as_json) as update:
         data = source
         if not (source / "manifest").is_dir():
-            data = _prepared(source, out / "source", update)
+            data = out / "source"
+            n_unprepared = _prepare(source, data, update)
         summary = make(data, out, names, qualities, per_face, seed, decoders, update)
     for failure in summary.failures if not as_json else ():
         complain(DfdetectError(failure.message, failure.hint).line)
     counts = {
         "faces": summary.n_faces,
         "finished before": summary.n_skipped,
-        "failed": len(summary.failures),
+        "failed": len(summary.failures) + n_unprepared,
         **{f"{name} crops": n for name, n in sorted(summary.crops.items())},
     }
     if as_json:
@@ -89,12 +91,12 @@ def forge(
         from dfdetect.reports.table import mapping_table
 
         show(mapping_table(f"forged into {out}", counts))
-    if summary.failures:
+    if counts["failed"]:
         raise typer.Exit(ExitCode.PARTIAL)
 
 
-def _prepared(source: Path, out: Path, update) -> Path:
-    """The reals and fakes of a source, prepared at raw."""
+def _prepare(source: Path, out: Path, update) -> int:
+    """Prepare what is not prepared yet, at raw alone; how many files could not be."""
     from dfdetect.prepare import PrepareRecipe, prepare
 
     def report(n_done: int, n_total: int, video, done) -> None:
@@ -102,5 +104,5 @@ def _prepared(source: Path, out: Path, update) -> Path:
         if done.failure:
             complain(DfdetectError(done.failure.message, done.failure.hint).line)
 
-    prepare(source, out, PrepareRecipe(qualities=("raw",)), on_done=report)
-    return out
+    recipe = PrepareRecipe(qualities=("raw",))
+    return len(prepare(source, out, recipe, on_done=report).failures)

@@ -156,15 +156,15 @@ def recoloured(source: np.ndarray, target: np.ndarray, mask: np.ndarray, lab: bo
     mask, in CIELAB (Reinhard et al., 2001) or in RGB; float32 [H,W,3]."""
     if not mask.any():
         return source
-    pair = [np.clip(image, 0, 255).astype(np.float32) / 255 for image in (source, target)]
+    pair = [source, target]
     if lab:
-        pair = [cv2.cvtColor(image, cv2.COLOR_RGB2LAB) for image in pair]
+        unit = (np.clip(image, 0, 255).astype(np.float32) / 255 for image in pair)
+        pair = [cv2.cvtColor(image, cv2.COLOR_RGB2LAB) for image in unit]
     inside = (mask > 0.5 * mask.max()).astype(np.uint8)
     (m0, s0), (m1, s1) = (cv2.meanStdDev(image, mask=inside) for image in pair)
-    gain = np.clip(s1 / np.maximum(s0, 1e-4), 0.5, 2).ravel()
-    shifted = (pair[0] - m0.ravel()) * gain + m1.ravel()
-    back = cv2.cvtColor(shifted.astype(np.float32), cv2.COLOR_LAB2RGB) if lab else shifted
-    return (255 * np.clip(back, 0, 1)).astype(np.float32)
+    gain = np.clip(s1 / np.maximum(s0, 1e-4), 0.5, 2)
+    shifted = pair[0] * np.float32(gain.ravel()) + np.float32((m1 - gain * m0).ravel())
+    return 255 * cv2.cvtColor(shifted, cv2.COLOR_LAB2RGB) if lab else shifted
 
 
 def resampled(image: np.ndarray, scale: float, rng: np.random.Generator) -> np.ndarray:

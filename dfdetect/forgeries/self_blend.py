@@ -48,8 +48,9 @@ def _recoloured(source: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if rng.random() < 0.3:
         source = source + rng.uniform(-20, 20, 3).astype(np.float32)
     hsv = cv2.cvtColor(np.clip(source, 0, 255) / np.float32(255), cv2.COLOR_RGB2HSV)
-    hue, saturation, value = rng.uniform((-6, 0.85, 0.92), (6, 1.15, 1.08))
-    hsv = (hsv + np.float32([hue, 0, 0])) * np.float32([1, saturation, value])
-    hsv = np.dstack([hsv[..., 0] % 360, np.clip(hsv[..., 1:], 0, 1)])
-    gain, bias = rng.uniform((0.9, -0.05), (1.1, 0.05))
-    return (255 * (cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * gain + bias)).astype(np.float32)
+    hue, saturation, value = rng.uniform((-6, 0.85, 0.92), (6, 1.15, 1.08)).tolist()
+    hsv[..., 0] += np.float32(hue)  # of any size: the way back takes it as an angle
+    hsv[..., 1:] *= np.float32([saturation, value])
+    np.minimum(hsv[..., 1], 1, out=hsv[..., 1])
+    gain, bias = rng.uniform((0.9, -0.05), (1.1, 0.05)).tolist()
+    return 255 * (gain * cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) + bias)
