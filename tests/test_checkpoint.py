@@ -36,16 +36,23 @@ def test_its_metadata_says_how_to_use_it_and_where_it_comes_from(run):
     assert {"dfdetect", "torch", "timm"} <= set(info.versions)
 
 
-def test_did_ships_backbone_deepfake_attention_and_classifier_only(data, tmp_path):
-    preset = load_preset("did-tiny", ["epochs=1", "steps_per_epoch=2", "image_size=64"])
-    train(preset, [data], tmp_path / "run", device="cpu")
-    parts = {name.split(".")[0] for name in load_file(tmp_path / "run/detector.safetensors")}
-    assert parts == {"backbone", "attention", "classifier", "mean", "std", "to_gray"}
-    assert load_checkpoint(tmp_path / "run", "cpu").info.domains == [
-        "real",
-        "local-warp",
-        "self-blend",
-    ]
+def test_did_ships_its_detector_and_domain_head_and_nothing_of_the_critic(data, tmp_path):
+    """The domain head is there to be looked at: eval and explain show it, no score depends on it."""
+    scoring = {"backbone", "attention", "classifier", "mean", "std", "to_gray"}
+    for weight, told in ((1, {"domain_attention", "domain_classifier"}), (0, set())):
+        options = ["epochs=1", "steps_per_epoch=2", "image_size=64", f"method.lambda_dom={weight}"]
+        run = tmp_path / f"run-{weight}"
+        train(load_preset("did-tiny", options), [data], run, device="cpu")
+        parts = {name.split(".")[0] for name in load_file(run / "detector.safetensors")}
+        assert parts == scoring | told
+    detector = load_checkpoint(tmp_path / "run-1", "cpu").detector
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        before = detector(images)
+        for name, parameter in detector.named_parameters():
+            if name.startswith("domain_"):
+                parameter.fill_(torch.nan)
+        assert torch.equal(detector(images), before)
 
 
 def rewritten(run, out, tensors=None, metadata=None):
