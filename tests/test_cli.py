@@ -207,7 +207,7 @@ def test_a_plan_as_json_holds_the_preset_and_the_memory(cli, data, tmp_path):
     train = ("train", "--preset", "bce-tiny", "--data", data, "--out", tmp_path / "r", "-n")
     plan = json.loads(cli(*train, "--set", "image_size=64", "--weights", "none", "--json").stdout)
     assert plan["preset"]["backbone"]["weights"] == "none"
-    assert plan["preset"]["method"] == {"name": "bce", "head": "linear"}
+    assert plan["preset"]["method"] == {"name": "bce", "head": "linear", "trains": "all"}
     assert plan["n_steps"] == plan["steps_per_epoch"] * plan["preset"]["epochs"]
     memory = plan["memory"]
     parts = (memory[part] for part in ("weights", "optimizer", "average", "step"))
