@@ -44,7 +44,7 @@ FAMILY = (
     DecoderSettings(3, 16, 48, "shuffle"),
     DecoderSettings(3, 16, 32, "nearest", "l1", adversarial=True),
     DecoderSettings(3, 16, 24, "transposed", "l1+ssim", skip=True),
-    DecoderSettings(4, 16, 128, "shuffle", "l1+gradient", adversarial=True),
+    DecoderSettings(2, 16, 12, "shuffle", "l1+gradient", adversarial=True),
     DecoderSettings(4, 16, 64, "bilinear", "l1", skip=True),
 )
 
