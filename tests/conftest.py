@@ -6,6 +6,7 @@ DFDETECT_GOLDEN, DFDETECT_MEDIA and DFDETECT_BADMEDIA; a test whose folder is ab
 
 import os
 import random
+import signal
 from pathlib import Path
 
 import cv2
@@ -35,6 +36,14 @@ def beside(variable: str, default: Path) -> Path:
     if not path.exists():
         pytest.skip(f"{path} is absent; set {variable} to run this")
     return path
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _ctrl_c_heard():
+    """A shell that starts us in the background has Ctrl-C ignored, and so would all we start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)

@@ -37,7 +37,7 @@ def test_its_metadata_says_how_to_use_it_and_where_it_comes_from(run):
 
 
 def test_did_ships_its_detector_and_domain_head_and_nothing_of_the_critic(data, tmp_path):
-    """The domain head is there to be looked at: eval and explain show it, no score depends on it."""
+    """The domain head is there to be looked at, by eval and explain; no score depends on it."""
     scoring = {"backbone", "attention", "classifier", "mean", "std", "to_gray"}
     for weight, told in ((1, {"domain_attention", "domain_classifier"}), (0, set())):
         options = ["epochs=1", "steps_per_epoch=2", "image_size=64", f"method.lambda_dom={weight}"]

@@ -153,7 +153,10 @@ def test_jpeg_is_made_of_the_raw_crops_and_listed_like_a_stored_quality(run, dat
     assert "j40-100" in (tmp_path / "out/metrics.csv").read_text()
     assert result.warnings == ["prepared: the model never trained on j40-100, j75"]
     again = evaluate(run, [data], "j40-100", device="cpu")
-    assert [p.logit for p in again.predictions["prepared"]] == pytest.approx(logits["j40-100"])
+    ours = [
+        p.logit for p in again.predictions["prepared"]
+    ]  # in other batches: the last bits differ
+    assert ours == pytest.approx(logits["j40-100"], rel=1e-4, abs=1e-6)
 
 
 def test_jpeg_without_raw_crops_to_make_it_of_is_refused(run, data, tmp_path):
