@@ -704,6 +704,8 @@ class _Delivery(Dataset):
 
 def _settle(worker: int) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # whoever started the server may not have
+    for number in _STOPS:  # a mask is a thread's own, and libraries may have started some already
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(1)  # torch does the same to itself
     threading.Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
     # A spawned one leaves through Python's exit, which ends the thread that sends its batches;
