@@ -140,7 +140,7 @@ class Detector(nn.Module):
         if self.head == "unit":
             pooled = self.backbone.forward_head(final, pre_logits=True)
             return self.classifier(nn.functional.normalize(pooled, dim=1))
-        logit = self.classifier(self.decompose(final).deepfake)
+        logit = self.classifier(self._attended(final))
         return torch.cat([torch.zeros_like(logit), logit], 1)
 
     def decompose(self, final: Tensor) -> Decomposition:

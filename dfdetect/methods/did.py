@@ -165,8 +165,10 @@ class Objective(nn.Module):
     def forward(
         self, detector: Detector, final: Tensor, labels: Tensor, domains: Tensor,
         loss_scale: Callable[[], float] | None = None,
-    ) -> base.StepLoss:  # fmt: skip
-        """`final` [M*B,C,h,w], quality after quality; labels and domains [B].
+    ) -> tuple[base.StepLoss, Tensor]:  # fmt: skip
+        """The step's loss, and of it the weighted classification alone.
+
+        `final` [M*B,C,h,w], quality after quality; labels and domains [B].
 
         With `loss_scale` also measures how strong the decomposition is beside the classification.
         """
@@ -180,7 +182,7 @@ class Objective(nn.Module):
         weights = self.weights()
         dec, dom = logits.new_zeros(()), logits.new_zeros(())
         cls = classification_loss(bce, auc, o.alpha)
-        total = weights["cls"] * cls
+        total = classification = weights["cls"] * cls
         terms = {
             "bce": weights["cls"] * o.alpha * bce, "auc": weights["cls"] * (1 - o.alpha) * auc
         }  # fmt: skip
@@ -197,7 +199,7 @@ class Objective(nn.Module):
             notes["mutual_information"] = dec.detach()
             if loss_scale and self.beta > 0:
                 notes |= base.gradient_ratio(
-                    terms["dec"], terms["bce"] + terms["auc"], parts.whole, loss_scale()
+                    terms["dec"], classification, parts.whole, loss_scale()
                 )
         notes["loss_eq4"] = did_objective(
             dec, cls, dom, *(weights[name] for name in ("dec", "cls", "dom"))
@@ -210,7 +212,8 @@ class Objective(nn.Module):
             spread = -sum(used, logits.new_zeros(()))
             total, terms["spread"] = total + spread, spread.detach()
             notes |= {f"lambda_{name}": weights[name].detach() for name in self.log_weights}
-        return base.StepLoss(total, terms, logits.detach().view(m, -1).T, notes)
+        step = base.StepLoss(total, terms, logits.detach().view(m, -1).T, notes)
+        return step, classification
 
     def weights(self) -> dict[str, Tensor | float]:
         """lambda of dec, cls and dom."""
@@ -268,7 +271,8 @@ class Decomposing(base.Method):
         learned = self.objective.options.weighting == "learned"
         return list(self.objective.log_weights.values()) if learned else []
 
-    def decomposed(self, final: Tensor, batch: Batch) -> base.StepLoss:
+    def decomposed(self, final: Tensor, batch: Batch) -> tuple[base.StepLoss, Tensor]:
+        """As the objective gives it."""
         scale = self.loss_scale if self.measure else None
         return self.objective(self.detector, final, batch.labels, batch.domains, scale)
 
@@ -312,7 +316,7 @@ class Did(Decomposing):
         return ""
 
     def forward(self, batch: Batch) -> base.StepLoss:
-        return self.decomposed(self.maps(batch).final, batch)
+        return self.decomposed(self.maps(batch).final, batch)[0]
 
 
 def _weights(options: Options) -> dict[str, float]:

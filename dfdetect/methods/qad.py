@@ -192,7 +192,7 @@ class Qad(base.Method):
         o, m = self.options, batch.images.shape[1]
         needs_taps = o.compares_maps and m > 1
         final, maps = self.maps(batch, o.layers if needs_taps else ())
-        step = self.classified(final, batch)
+        step, classification = self.classified(final, batch)
         if not needs_taps:
             return step
         taps = [tap.unflatten(0, (m, -1)) for tap in maps]
@@ -204,17 +204,18 @@ class Qad(base.Method):
         notes = step.notes
         if self.measure and l2.requires_grad:
             notes = notes | base.gradient_ratio(
-                o.weight * l2, step.total, maps[-1], self.loss_scale()
+                o.weight * l2, classification, maps[-1], self.loss_scale()
             )
         terms = step.terms | {o.collab.removeprefix("soft+"): o.weight * l2.detach()}
         return base.StepLoss(step.total + o.weight * l2, terms, step.logits, notes)
 
-    def classified(self, final: Tensor, batch: Batch) -> base.StepLoss:
-        """The loss of the last maps [M*B,...] without ties between qualities."""
+    def classified(self, final: Tensor, batch: Batch) -> tuple[base.StepLoss, Tensor]:
+        """The loss of the last maps [M*B,...] without ties between qualities, and what of it is
+        classification."""
         logits = self.class_logits(final, batch.images.shape[1])
         loss = classification_loss(logits, batch.labels, self.options)
         name = "soft" if self.options.collab.startswith("soft") else "ce"
-        return base.StepLoss(loss, {name: loss.detach()}, base.fake_logits(logits), {})
+        return base.StepLoss(loss, {name: loss.detach()}, base.fake_logits(logits), {}), loss
 
     def _ascent_loss(self, batches: Sequence[Batch]) -> Callable[[], Iterator[Tensor]]:
         """The parts of what AWP ascends, a mean over the samples it looks at."""

@@ -59,7 +59,8 @@ class QadDid(Decomposing, Qad):
     def skips_parameters(cls, options: Options) -> bool:
         return True  # see Did
 
-    def classified(self, final: Tensor, batch: Batch) -> base.StepLoss:
-        step = self.decomposed(final, batch)
+    def classified(self, final: Tensor, batch: Batch) -> tuple[base.StepLoss, Tensor]:
+        step, classification = self.decomposed(final, batch)
         names = {"reg_ratio": "dec_ratio"}  # the first is what QAD's own ratio is called
-        return step._replace(notes={names.get(k, k): note for k, note in step.notes.items()})
+        notes = {names.get(name, name): note for name, note in step.notes.items()}
+        return step._replace(notes=notes), classification
