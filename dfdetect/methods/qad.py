@@ -172,6 +172,7 @@ class Qad(base.Method):
             for parameter in self.detector.parameters():
                 learns = id(parameter) in head or epoch >= self.options.freeze_epochs
                 parameter.requires_grad_(learns)
+            self.detector.freeze()
 
     @contextmanager
     def perturbed(self, batches: Sequence[Batch]) -> Iterator[dict[str, float]]:
