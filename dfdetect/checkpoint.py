@@ -9,20 +9,20 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from dfdetect import __version__
-from dfdetect.detector import Detector
 from dfdetect.errors import DfdetectError
 from dfdetect.faces import CropRecipe
 from dfdetect.files import sha256_of, write_whole
 from dfdetect.metrics import Band, Bin, Sigmoid, score_logit
+
+if TYPE_CHECKING:  # PyTorch and timm take seconds, and a scan by ONNX Runtime needs neither
+    from dfdetect.detector import Detector
 
 FILE_NAME = "detector.safetensors"
 FORMAT = 1
@@ -109,10 +109,9 @@ class CheckpointInfo(BaseModel):
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A detector ready to score (eval mode, on `device`) and what is known about it."""
+class Model:
+    """What is known about a loaded model: `path` and `sha256` are of the file it came from."""
 
-    detector: Detector
     info: CheckpointInfo
     path: Path
     sha256: str
@@ -140,8 +139,17 @@ class Checkpoint:
         return str(self.info.preset["name"])
 
 
-def save_checkpoint(path: Path, detector: Detector, info: CheckpointInfo) -> None:
+@dataclass(frozen=True)
+class Checkpoint(Model):
+    """A detector ready to score, in eval mode, on `device`."""
+
+    detector: "Detector"
+
+
+def save_checkpoint(path: Path, detector: "Detector", info: CheckpointInfo) -> None:
     """Write the file whole or not at all, into a folder that is there."""
+    from safetensors.torch import save
+
     tensors = {k: v.detach().cpu().contiguous() for k, v in detector.state_dict().items()}
     left_out = set() if info.calibration else {"calibration"}
     content = json.dumps(info.model_dump(exclude=left_out), allow_nan=False, sort_keys=True)
@@ -152,7 +160,7 @@ def read_info(path: Path) -> CheckpointInfo:
     """The metadata alone, without the weights. Errors: as `load_checkpoint`."""
     path = checkpoint_path(path)
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="np") as file:
             content = (file.metadata() or {}).get("dfdetect")
     except (SafetensorError, OSError) as error:
         raise DfdetectError(
@@ -180,6 +188,10 @@ def load_checkpoint(path: str | Path, device: str = "auto") -> Checkpoint:
 
     Errors: DfdetectError when it is missing, damaged, of another format, or holds NaN.
     """
+    import torch
+
+    from dfdetect.detector import Detector
+
     file = checkpoint_path(Path(path))
     info = read_info(file)
     device = choose_device(device)
@@ -198,7 +210,7 @@ def load_checkpoint(path: str | Path, device: str = "auto") -> Checkpoint:
             raise DfdetectError(
                 f"{file}: {name} holds values that are not finite", "train it again"
             )
-    return Checkpoint(detector.to(device).eval(), info, file, sha256_of(file), device)
+    return Checkpoint(info, file, sha256_of(file), device, detector.to(device).eval())
 
 
 def checkpoint_path(path: Path) -> Path:
@@ -214,6 +226,8 @@ def checkpoint_path(path: Path) -> Path:
 
 def choose_device(name: str) -> str:
     """`auto` is cuda, then mps, then cpu. Errors: DfdetectError for a device this machine lacks."""
+    import torch
+
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
         return "cuda" if has_cuda else "mps" if has_mps else "cpu"
@@ -230,6 +244,7 @@ def choose_device(name: str) -> str:
 
 def versions() -> Mapping[str, str]:
     import timm
+    import torch
 
     return {
         "dfdetect": __version__,

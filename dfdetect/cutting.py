@@ -25,10 +25,9 @@ from typing import Any, Literal, NamedTuple
 import cv2
 import numpy as np
 
-from dfdetect.data import to_input
 from dfdetect.degradations import Degradation, make_degradation
 from dfdetect.errors import DfdetectError, ExitCode, printable
-from dfdetect.faces import CropRecipe, Face, FaceFinder, Track, align, track_faces
+from dfdetect.faces import CropRecipe, Face, FaceFinder, Track, align, to_input, track_faces
 from dfdetect.files import sweep_unfinished, write_whole
 from dfdetect.manifest import SourceVideo, folder_key, part_path, write_part
 from dfdetect.quality import Quality, jpeg_round_trip, parse_qualities

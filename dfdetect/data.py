@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dfdetect.errors import MOST_NAMED, DfdetectError, ExitCode
+from dfdetect.faces import to_input
 from dfdetect.manifest import Sample
 from dfdetect.presets import Augment
 from dfdetect.quality import Quality, jpeg_level, jpeg_round_trip, parse_quality
@@ -77,16 +78,6 @@ class CropFile(NamedTuple):
     path: Path
     sample_id: str
     jpeg: Quality | None
-
-
-def to_input(crop: np.ndarray, size: int) -> np.ndarray:
-    """A crop uint8 [H,W,3] at the network's side; the one resize of training, eval and scan."""
-    if crop.shape[:2] == (size, size):
-        return crop
-    shrinks = size < crop.shape[0]
-    return cv2.resize(
-        crop, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    )
 
 
 def at_qualities(samples: Iterable[Sample], qualities: Sequence[str]) -> list[Sample]:

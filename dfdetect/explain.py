@@ -25,9 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from dfdetect.checkpoint import Checkpoint
-from dfdetect.data import images_to_tensor, to_input
+from dfdetect.data import images_to_tensor
 from dfdetect.detector import Detector
 from dfdetect.errors import DfdetectError
+from dfdetect.faces import to_input
 from dfdetect.files import make_folder, write_json, write_whole
 from dfdetect.reports.heat import Panel, Row, draw_sheet
 from dfdetect.results import SCHEMA_VERSION

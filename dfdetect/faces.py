@@ -256,6 +256,16 @@ def align(image: np.ndarray, landmarks: np.ndarray, recipe: CropRecipe) -> np.nd
     return cv2.warpAffine(image, matrix, (recipe.size, recipe.size), flags=cv2.INTER_LINEAR)
 
 
+def to_input(crop: np.ndarray, size: int) -> np.ndarray:
+    """A crop uint8 [H,W,3] at the network's side; the one resize of training, eval and scan."""
+    if crop.shape[:2] == (size, size):
+        return crop
+    shrinks = size < crop.shape[0]
+    return cv2.resize(
+        crop, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    )
+
+
 def _part_for(
     image: np.ndarray, matrix: np.ndarray, size: int, grid: int
 ) -> tuple[np.ndarray, np.ndarray]:

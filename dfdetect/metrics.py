@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import expit, logit
 
 from dfdetect.errors import DfdetectError
 
@@ -150,7 +149,7 @@ LEAST_SCORE = 1e-6
 
 def score_logit(scores: ArrayLike | float) -> np.ndarray:
     """Log odds of scores 0..1 of any shape, those nearer than LEAST_SCORE to an end moved there."""
-    return logit(np.clip(np.asarray(scores, np.float64), LEAST_SCORE, 1 - LEAST_SCORE))
+    return _log_odds(np.clip(np.asarray(scores, np.float64), LEAST_SCORE, 1 - LEAST_SCORE))
 
 
 class Sigmoid(NamedTuple):
@@ -161,7 +160,12 @@ class Sigmoid(NamedTuple):
 
     def at(self, prior: float, logits: np.ndarray) -> np.ndarray:
         """P(fake) where fakes are as common as `prior`, which adds its log odds (Bayes)."""
-        return expit(self.slope * logits + self.intercept + logit(prior))
+        moved = self.slope * logits + self.intercept + _log_odds(prior)
+        return 1 / (1 + np.exp(-moved))
+
+
+def _log_odds(p: np.ndarray | float) -> np.ndarray:
+    return np.log(p / (1 - p))
 
 
 def fit_sigmoid(

@@ -8,9 +8,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from dfdetect.checkpoint import Calibration, Checkpoint, load_checkpoint
-from dfdetect.data import to_input
 from dfdetect.errors import DfdetectError
-from dfdetect.faces import Face, FaceFinder, Track, align, track_faces
+from dfdetect.faces import Face, FaceFinder, Track, align, to_input, track_faces
 from dfdetect.files import sha256_of
 from dfdetect.results import FrameScore, TrackScore, score_images, sigmoid
 from dfdetect.video import Frame, media_below, open_media, sample_frames

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dfdetect.data import to_input
+from dfdetect.faces import to_input
 from dfdetect.reports.sheet import BACKGROUND, FAINT, GAP_PX, INK, fit
 
 AMPLIFIED = 8

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dfdetect.data import to_input
+from dfdetect.faces import to_input
 from dfdetect.reports.sheet import BACKGROUND, FAINT, GAP_PX, INK, fit
 
 COLOURS = cv2.COLORMAP_VIRIDIS

@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from dfdetect.data import read_crop, to_input
+from dfdetect.data import read_crop
 from dfdetect.errors import DfdetectError, printable
+from dfdetect.faces import to_input
 from dfdetect.files import write_whole
 from dfdetect.manifest import read_samples, read_table
 from dfdetect.quality import ordered
