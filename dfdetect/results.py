@@ -1,20 +1,24 @@
-"""What comes out: a Prediction per crop, a Verdict per input; from frame to track to video."""
+"""What comes out: a Prediction per crop, a Verdict per input; from frame to track to video.
+
+Libraries that only scoring needs are imported where it happens: who reads verdicts needs none.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from dfdetect.data import images_to_tensor, scoring_batches
-from dfdetect.manifest import Sample
-from dfdetect.metrics import Band, mean_by
-from dfdetect.processes import in_order, objects_of_all, share_of
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from dfdetect.manifest import Sample
+    from dfdetect.metrics import Band
 
 T = TypeVar("T")
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 Call = Literal["likely-fake", "likely-real", "inconclusive", "no-face"]
 
 
@@ -44,19 +48,53 @@ class FrameScore(NamedTuple):
 
 @dataclass(frozen=True)
 class TrackScore:
-    """One face followed through the input; `score` is the mean over its frames, calibrated where
-    the model is; the frames' own scores never are."""
+    """One person followed through the input; `score` is the mean over the frames, calibrated where
+    the model is; the frames' own scores never are. `call` is of this person alone, `reasons` are
+    why it is inconclusive."""
 
     track: int
     score: float
     frames: list[FrameScore]
+    call: Call = "inconclusive"
+    reasons: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class MediaFacts:
+    """What a file is and how much of it was looked at.
+
+    `width` and `height` are of the upright picture, px; it is turned by `rotation` degrees
+    clockwise, after mirroring left to right where `mirrored`. `n_frames` decode, `n_announced` are
+    what the container claims. `frames_used` are [index, seconds] of those searched for faces, of
+    which `n_faces` were seen in all of them. `limits_hit` are names of options of scan.
+    """
+
+    n_bytes: int
+    container: str
+    codec: str
+    pix_fmt: str
+    width: int
+    height: int
+    rotation: int
+    mirrored: bool
+    frame_rate: float | None
+    duration_s: float | None
+    bits_per_pixel: float
+    n_frames: int
+    n_announced: int | None
+    frames_used: list[tuple[int, float]]
+    n_faces: int
+    limits_hit: list[str]
 
 
 @dataclass(frozen=True)
 class Verdict:
     """The whole result for one input. `score` 0..1, None without a face, and `score_meaning` what
     it is: "P(fake) at prior 0.5" of a calibrated model, else "uncalibrated score". `experimental`:
-    why the model is no more than that; empty if it is more, None if it was never calibrated."""
+    why the model is no more than that; empty if it is more, None if it was never calibrated.
+    `reasons`: why the call is inconclusive or there is none. `tool`, `model` and
+    `settings` are all that decides it beside the file, `settings_sha256` is the hash of the three;
+    `run` alone differs from one run to the next."""
 
     input: str
     sha256: str
@@ -69,18 +107,21 @@ class Verdict:
     score_meaning: str = "uncalibrated score"
     experimental: list[str] | None = None
     schema_version: int = SCHEMA_VERSION
+    reasons: list[str] = field(default_factory=list)
+    media: MediaFacts | None = None
+    tool: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    settings_sha256: str = ""
+    run: dict[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The verdict as one JSON object; boxes in px, times in seconds, scores 0..1."""
-        content = asdict(self) | {
-            "tracks": [
-                {"track": t.track, "score": t.score, "frames": [f._asdict() for f in t.frames]}
-                for t in self.tracks
-            ]
-        }
+        content = asdict(self)
+        for track, of_it in zip(content["tracks"], self.tracks, strict=True):
+            track["frames"] = [frame._asdict() for frame in of_it.frames]
         head = (
-            "schema_version", "input", "sha256", "call", "experimental", "score", "score_meaning",
-            "threshold",
+            "schema_version", "input", "sha256", "call", "reasons", "experimental", "score",
+            "score_meaning", "threshold",
         )  # fmt: skip
         return {key: content[key] for key in head} | {
             key: content[key] for key in content if key not in head
@@ -96,6 +137,8 @@ def score_images(
     detector: nn.Module, images: Sequence[np.ndarray], device: str, batch_size: int = 32
 ) -> np.ndarray:
     """Logits float64 [N] of network inputs uint8 [S,S,3] RGB."""
+    from dfdetect.data import images_to_tensor
+
     starts = range(0, len(images), batch_size)
     batches = (images_to_tensor(images[i : i + batch_size]) for i in starts)
     return np.array(_read(detector, _logits_of(detector), batches, device), np.float64)
@@ -108,10 +151,13 @@ class Scorer:
     def __init__(
         self, samples: Sequence[Sample], image_size: int, batch_size: int = 64, workers: int = 0
     ) -> None:
+        from dfdetect.data import scoring_batches
+        from dfdetect.processes import share_of
+
         self._samples = samples
         self._batches = scoring_batches(share_of(samples), image_size, batch_size, workers)
 
-    def __enter__(self) -> "Scorer":
+    def __enter__(self) -> Scorer:
         return self
 
     def __exit__(self, *raised: Any) -> None:
@@ -134,6 +180,8 @@ class Scorer:
         It gets images float [N,3,S,S] in 0..1, those of this process's share in their order, and
         returns one value for each; `on_batch` as in `predict`.
         """
+        from dfdetect.processes import in_order, objects_of_all
+
         return in_order(objects_of_all(_read(detector, read, self._batches, device, on_batch)))
 
 
@@ -155,6 +203,8 @@ def predictions_of(
 
 def video_scores(predictions: Sequence[Prediction]) -> tuple[list[str], np.ndarray, np.ndarray]:
     """(video ids, scores, labels): the mean score of each video's crops, at the qualities given."""
+    from dfdetect.metrics import mean_by
+
     ids, scores = mean_by([p.score for p in predictions], [p.video_id for p in predictions])
     label_of = {p.video_id: p.label for p in predictions}
     return ids, scores, np.array([label_of[i] for i in ids])
@@ -175,6 +225,8 @@ def _read(
     detector: nn.Module, read: Callable[[Tensor], Sequence[T]], batches: Iterable[Tensor],
     device: str, on_batch: Callable[[int], None] | None = None,
 ) -> list[T]:  # fmt: skip
+    import torch
+
     was_training = detector.training
     detector.eval()
     found: list[T] = []

@@ -14,7 +14,7 @@ import os
 import stat
 import tempfile
 import warnings as python_warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -52,7 +52,18 @@ IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".
 MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 
 _CONTAINERS = "mov,matroska,webm,avi,mpegts,mpeg,flv,asf,gif"
+# Names of FFmpeg's formats; what cameras, phones, browsers and the datasets' forgeries use.
+_CODECS = {
+    "h264", "hevc", "av1", "vp6", "vp6a", "vp6f", "vp8", "vp9", "theora", "mpeg1video",
+    "mpeg2video", "mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "h263", "h263p", "flv1", "wmv1",
+    "wmv2", "wmv3", "vc1", "svq1", "svq3", "cinepak", "mjpeg", "prores", "dnxhd", "dvvideo", "ffv1",
+    "huffyuv", "ffvhuff", "utvideo", "rawvideo", "qtrle", "png", "gif",
+}  # fmt: skip
 _PICTURES = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "AVIF")
+_SOUND_IN_MP4 = frozenset(
+    ["aac", "mp3", "mp3float", "ac3", "eac3", "opus", "libopus", "flac", "alac"]
+)
+_BT709, _LIMITED = 1, 1  # of ITU-T H.273
 _FFMPEG_ERRORS = (av.error.FFmpegError, ValueError, IndexError, UnicodeDecodeError)
 
 
@@ -82,6 +93,15 @@ class VideoInfo:
     codec: str
     pix_fmt: str
     is_still: bool
+
+
+class _Still(NamedTuple):
+    """A picture, uint8 [H,W,3] RGB, upright; what is to be said of it; its EXIF orientation."""
+
+    image: np.ndarray
+    note: str
+    codec: str
+    orientation: int
 
 
 class Frame(NamedTuple):
@@ -121,17 +141,24 @@ class Picture:
 
 
 class Media:
-    """An open video or picture: `info`, `count_frames()`, `pictures()`, collected `warnings`."""
+    """An open video or picture: `info`, `count_frames()`, `pictures()`, collected `warnings`.
+
+    Of the pictures that came: `turned` is how the first was made upright, in degrees clockwise
+    after a mirroring left to right or none, and `is_longer` whether the limit ended them.
+    """
 
     def __init__(self, path: Path, descriptor: int, limits: Limits) -> None:
         self.path = path
         self.limits = limits
         self.warnings: list[str] = []
+        self.turned: tuple[int, bool] = (0, False)
+        self.is_longer = False
         self._descriptor = descriptor
         self._n_bytes = os.fstat(descriptor).st_size
         self._still = _read_still(path, descriptor, limits)
         if self._still is not None:
-            image, note, codec = self._still
+            image, note, codec, orientation = self._still
+            self.turned = _EXIF_TURNS.get(orientation, (0, False))
             if note:
                 self.warnings.append(note)
             height, width = image.shape[:2]
@@ -154,9 +181,7 @@ class Media:
 
     def sha256(self) -> str:
         """Of the very bytes that are decoded."""
-        with os.fdopen(os.dup(self._descriptor), "rb") as file:
-            file.seek(0)
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return _sha256(self._descriptor)
 
     def count_frames(self) -> int:
         """Frames the container holds, up to the limit, by walking its packets undecoded.
@@ -202,6 +227,7 @@ class Media:
                     continue
                 for yuv in frames:
                     if full := index == self.limits.max_frames:
+                        self.is_longer = True
                         break
                     _check_pixels(self.path, yuv.width, yuv.height, self.limits)
                     damaged += bool(yuv.is_corrupt)
@@ -211,6 +237,8 @@ class Media:
                     if rotation != yuv.rotation:
                         # Asked seldom: a frame whose side data was looked at is freed late.
                         rotation, orientation = yuv.rotation, _orientation(yuv)
+                        if index == 0:
+                            self.turned = _turn(orientation)
                     yield Picture(index, float(time_s), yuv, orientation)
                     index += 1
         if index == 0:
@@ -226,6 +254,17 @@ class Media:
             self._warn(f"the file is cut after frame {index} ({cut})")
         elif self.info.n_frames and index < self.info.n_frames:
             self._warn(f"{index} of {self.info.n_frames} announced frames decode")
+
+    @contextlib.contextmanager
+    def sound(self) -> Iterator["_Sound | None"]:
+        """Of the first stream of sound; None without one that an MP4 holds."""
+        with contextlib.ExitStack() as stack:
+            streams = []
+            if self._still is None:
+                container, _ = stack.enter_context(self._container())
+                streams = [s for s in container.streams.audio if s.codec_context is not None]
+            usable = streams and streams[0].codec_context.name in _SOUND_IN_MP4
+            yield _Sound(container, streams[0]) if usable else None
 
     def _warn(self, note: str) -> None:
         if note not in self.warnings:
@@ -260,6 +299,11 @@ class Media:
                     "it is cut, only sound, or of an unknown codec; get it again from its source",
                 )
             stream = moving[0]
+            codec = stream.codec_context.codec.canonical_name
+            if codec not in _CODECS:
+                raise DfdetectError(
+                    f"{self.path}: the codec {codec} is not supported", "convert it to H.264"
+                )
             if stream.codec_context.width and stream.codec_context.height:
                 size = (stream.codec_context.width, stream.codec_context.height)
                 _check_pixels(self.path, *size, self.limits)
@@ -288,6 +332,17 @@ def open_media(
             descriptor = os.dup(file.fileno())
     try:
         yield Media(path, descriptor, limits)
+    finally:
+        os.close(descriptor)
+
+
+def content_sha256(path: Path, limits: Limits = Limits()) -> str:
+    """Of a file's bytes. Errors: those of `open_media` for what is not a regular file."""
+    descriptor = _open_regular(path, limits)
+    try:
+        return _sha256(descriptor)
+    except OSError as error:
+        raise DfdetectError(f"{path}: {_reason(error)}", "get it again from its source") from error
     finally:
         os.close(descriptor)
 
@@ -370,8 +425,7 @@ class H264Loop:
 
     def __init__(self, crf: int, frame_rate: Fraction) -> None:
         self._crf = crf
-        self._rate = Fraction(frame_rate) if 1 <= frame_rate <= 240 else Fraction(25)
-        self._rate = self._rate.limit_denominator(1001)
+        self._rate = _usual_rate(frame_rate)
         self._encoder: av.VideoCodecContext | None = None
         self._decoder = av.CodecContext.create("h264", "r")
         self._decoder.thread_count = 1
@@ -448,6 +502,55 @@ def write_video(images: Sequence[np.ndarray], frame_rate: int, crf: int = 12) ->
     return buffer.getvalue()
 
 
+def redraw(media: Media, out: Path, draw: Callable[[Frame], np.ndarray]) -> bool:
+    """Write what `draw` makes of every frame of `media` (uint8 [h,w,3] RGB, even sides) as an MP4
+    to `out`, each frame at its time; returns whether the sound is in it too. Sound is copied, not
+    decoded, and left out where there is none that an MP4 holds.
+
+    Errors: as `Media.pictures`; what `draw` raises.
+    """
+    rate, clock = _usual_rate(media.info.frame_rate), Fraction(1, 90_000)
+    with media.sound() as sound, av.open(str(out), "w", format="mp4") as target:
+        video = target.add_stream("libx264", rate=rate)
+        video.pix_fmt, video.options = "yuv420p", {"preset": "veryfast", "crf": "20"}
+        video.codec_context.time_base = clock
+        video.codec_context.colorspace, video.codec_context.color_range = _BT709, _LIMITED
+        audio = target.add_stream_from_template(sound.stream) if sound else None
+        last = -1
+        for picture in media.pictures():
+            image = draw(picture.frame())
+            if last < 0:
+                video.height, video.width = image.shape[:2]
+            yuv = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(
+                format="yuv420p", dst_colorspace=_BT709, dst_color_range=_LIMITED
+            )
+            last = max(last + 1, round(picture.time_s / clock))  # damaged files go back in time
+            yuv.pts, yuv.time_base = last, clock
+            target.mux(video.encode(yuv))
+            for packet in sound.until(picture.time_s) if sound else ():
+                packet.stream = audio
+                target.mux(packet)
+        target.mux(video.encode(None))
+    return audio is not None
+
+
+class _Sound:
+    """The packets of a file's sound as they are, `until` a time, s; those of later calls follow."""
+
+    def __init__(self, container: av.container.InputContainer, stream: av.AudioStream) -> None:
+        self.stream = stream
+        self._packets = (p for p in container.demux(stream) if p.dts is not None)
+        self._next = next(self._packets, None)
+
+    def until(self, time_s: float) -> Iterator[av.Packet]:
+        while self._next is not None and self._next.dts * self._next.time_base <= time_s:
+            yield self._next
+            try:
+                self._next = next(self._packets, None)
+            except _FFMPEG_ERRORS:  # damaged from here on
+                self._next = None
+
+
 # --- opening ---------------------------------------------------------------------------------
 
 
@@ -495,6 +598,12 @@ def _open_regular(path: Path, limits: Limits) -> int:
     return descriptor
 
 
+def _sha256(descriptor: int) -> str:
+    with os.fdopen(os.dup(descriptor), "rb") as file:
+        file.seek(0)
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _drained(stream: av.VideoStream) -> list[av.VideoFrame]:
     """Frames that the decoder still holds back for reordering."""
     try:
@@ -536,6 +645,14 @@ def _reason(error: BaseException) -> str:
 # --- still pictures --------------------------------------------------------------------------
 
 
+_EXIF_ORIENTATION = 0x0112
+_EXIF_TURNS = {
+    1: (0, False), 2: (0, True), 3: (180, False), 4: (180, True),
+    5: (270, True), 6: (90, False), 7: (90, True), 8: (270, False),
+}  # fmt: skip
+"""EXIF orientation -> degrees clockwise, and whether it is mirrored left to right before."""
+
+
 def _is_picture(head: bytes) -> bool:
     return (
         head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*"))
@@ -544,8 +661,8 @@ def _is_picture(head: bytes) -> bool:
     )
 
 
-def _read_still(path: Path, descriptor: int, limits: Limits) -> tuple[np.ndarray, str, str] | None:
-    """(RGB image upright, a note, codec), or None if the file does not start like a picture.
+def _read_still(path: Path, descriptor: int, limits: Limits) -> _Still | None:
+    """None if the file does not start like a picture.
 
     Transparency is ignored (the colours below it are used); of an animation the first frame counts.
     """
@@ -565,6 +682,7 @@ def _read_still(path: Path, descriptor: int, limits: Limits) -> tuple[np.ndarray
                 codec = (picture.format or "picture").lower()
                 animated = getattr(picture, "is_animated", False) and picture.format != "MPO"
                 picture.load()
+                orientation = picture.getexif().get(_EXIF_ORIENTATION, 1)
                 upright = ImageOps.exif_transpose(picture)
                 image = _to_rgb8(upright)
     except UnidentifiedImageError as error:
@@ -578,7 +696,8 @@ def _read_still(path: Path, descriptor: int, limits: Limits) -> tuple[np.ndarray
             f"{path}: the picture is damaged or cut ({_reason(error)})",
             "get it again from its source",
         ) from error
-    return image, "an animated picture: only its first frame was used" if animated else "", codec
+    note = "an animated picture: only its first frame was used" if animated else ""
+    return _Still(image, note, codec, orientation)
 
 
 def _to_rgb8(picture: "PIL.Image.Image") -> np.ndarray:  # noqa: F821
@@ -605,6 +724,14 @@ def _orientation(yuv: av.VideoFrame) -> tuple[int, int, int, int]:
                 turned = abs(int(matrix[0])) < abs(int(matrix[1]))
                 return (0, b or 1, c or 1, 0) if turned else (a or 1, 0, 0, d or 1)
     return (1, 0, 0, 1)
+
+
+def _turn(orientation: tuple[int, int, int, int]) -> tuple[int, bool]:
+    """(degrees clockwise, whether mirrored left to right before) of what `_upright` does."""
+    a, b, c, d = orientation
+    mirrored = a * d - b * c < 0
+    x, y = (-a, -b) if mirrored else (a, b)  # where the upright picture's left to right points
+    return {(1, 0): 0, (0, 1): 90, (-1, 0): 180, (0, -1): 270}[x, y], mirrored
 
 
 def _upright(image: np.ndarray, orientation: tuple[int, int, int, int]) -> np.ndarray:
@@ -650,6 +777,11 @@ def _converted(yuv: av.VideoFrame, pix_fmt: str) -> av.VideoFrame:
 
 def _x264_options(crf: int) -> dict[str, str]:
     return {"preset": "medium", "crf": str(crf), "x264-params": "cpu-independent=1:log=-1"}
+
+
+def _usual_rate(rate: Fraction) -> Fraction:
+    """Frames per second that an encoder takes."""
+    return (Fraction(rate) if 1 <= rate <= 240 else Fraction(25)).limit_denominator(1001)
 
 
 def _h264_encoder(yuv: av.VideoFrame, rate: Fraction, crf: int) -> av.VideoCodecContext:
