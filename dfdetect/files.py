@@ -27,22 +27,31 @@ def write_whole(
     Errors: DfdetectError with ExitCode.ENVIRONMENT when the disk is full or not writable.
     """
     content = content.encode() if isinstance(content, str) else content
+    with whole_file(path, make_folder) as temporary, temporary.open("wb") as file:
+        for part in (content, *more):
+            file.write(part)
+
+
+@contextmanager
+def whole_file(path: Path, make_folder: bool = True) -> Iterator[Path]:
+    """A name to write to beside `path`, which becomes `path` when the block ends; if it raises,
+    `path` stays as it was. Errors: as `write_whole`."""
     temporary = path.with_name(
         f".tmp-{os.getpid()}-{hashlib.sha1(path.name.encode()).hexdigest()[:12]}"
     )
     try:
         if make_folder:
             path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            for part in (content, *more):
-                file.write(part)
-            file.flush()
+        yield temporary
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
-        raise cannot_write(path, error) from error
+        if isinstance(error, OSError):
+            raise cannot_write(path, error) from error
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -517,20 +517,23 @@ def redraw(media: Media, out: Path, draw: Callable[[Frame], np.ndarray]) -> bool
         video.codec_context.colorspace, video.codec_context.color_range = _BT709, _LIMITED
         audio = target.add_stream_from_template(sound.stream) if sound else None
         last = -1
-        for picture in media.pictures():
-            image = draw(picture.frame())
-            if last < 0:
-                video.height, video.width = image.shape[:2]
-            yuv = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(
-                format="yuv420p", dst_colorspace=_BT709, dst_color_range=_LIMITED
-            )
-            last = max(last + 1, round(picture.time_s / clock))  # damaged files go back in time
-            yuv.pts, yuv.time_base = last, clock
-            target.mux(video.encode(yuv))
-            for packet in sound.until(picture.time_s) if sound else ():
-                packet.stream = audio
-                target.mux(packet)
-        target.mux(video.encode(None))
+        try:
+            for picture in media.pictures():
+                image = draw(picture.frame())
+                if last < 0:
+                    video.height, video.width = image.shape[:2]
+                yuv = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(
+                    format="yuv420p", dst_colorspace=_BT709, dst_color_range=_LIMITED
+                )
+                last = max(last + 1, round(picture.time_s / clock))  # damaged files go back in time
+                yuv.pts, yuv.time_base = last, clock
+                target.mux(video.encode(yuv))
+                for packet in sound.until(picture.time_s) if sound else ():
+                    packet.stream = audio
+                    target.mux(packet)
+            target.mux(video.encode(None))
+        except av.error.FFmpegError as error:
+            raise DfdetectError(f"{media.path}: cannot be encoded ({_reason(error)})") from error
     return audio is not None
 
 
