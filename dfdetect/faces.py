@@ -92,6 +92,7 @@ class FaceFinder:
     what to call with the frames of one video."""
 
     def __init__(self, recipe: CropRecipe, device: str = "cpu") -> None:
+        """`device` as of `Cascade`: one of PyTorch's, or "onnx", which needs no PyTorch."""
         self.recipe = recipe
         self._cascade = Cascade(device)
 

@@ -7,21 +7,16 @@ agree. Refined landmarks repeat several times better than the first ones: those 
 pixel when the picture is shifted by one. Given a face's place in an earlier frame, O-Net alone
 finds it in the next.
 
-Networks are plain functions of facenet-pytorch's weight files, because importing the package takes
-two seconds of torchvision for nothing that is needed here.
+The networks themselves are run by PyTorch (mtcnn_torch.py) or, from files beside this one, by ONNX
+Runtime, which starts at once.
 """
 
-from importlib.util import find_spec
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from dfdetect.errors import DfdetectError, ExitCode
 
 FACTOR = 0.709
 """Between the scales of P-Net's pyramid: the area halves."""
@@ -47,15 +42,39 @@ class Detections(NamedTuple):
     confidences: np.ndarray
 
 
+class Networks(NamedTuple):
+    """Each takes uint8 [n,h,w,3] RGB and gives float32 arrays.
+
+    `p`, of even h and w: box shifts [n,4,h',w'], P(face) as channel 1 of [n,2,h',w']; stride 2.
+    `r`, of 24 px: box shifts [n,4], P(face) as column 1 of [n,2].
+    `o`, of 48 px: box shifts [n,4], landmarks [n,10] as x0..x4 y0..y4 in 0..1 of the box, P(face)
+    as column 1 of [n,2].
+    """
+
+    p: Callable[[np.ndarray], list[np.ndarray]]
+    r: Callable[[np.ndarray], list[np.ndarray]]
+    o: Callable[[np.ndarray], list[np.ndarray]]
+
+
 class Cascade:
     """The three networks, loaded once."""
 
     def __init__(self, device: str = "cpu") -> None:
-        """Errors: DfdetectError if facenet-pytorch's weight files are not installed."""
-        self._device = torch.device(device)
-        self._p, self._r, self._o = (_weights(f"{name}net.pt", device) for name in "pro")
+        """`device` is one of PyTorch's, or "onnx": ONNX Runtime on one core.
 
-    @torch.inference_mode()
+        Errors: DfdetectError if facenet-pytorch's weight files, which PyTorch reads, are not
+        installed.
+        """
+        if device == "onnx":
+            from dfdetect.sessions import Session
+
+            nets = (Path(__file__).with_name("assets") / f"{name}net.onnx" for name in "pro")
+            self._nets = Networks(*(Session(net.read_bytes()) for net in nets))
+        else:
+            from dfdetect.mtcnn_torch import load_networks
+
+            self._nets = load_networks(device)
+
     def detect(self, image: np.ndarray, min_face_px: int, copy_px: int) -> Detections:
         """Faces of at least `min_face_px` in uint8 [H,W,3] RGB, unrefined.
 
@@ -70,13 +89,11 @@ class Cascade:
         ratio = np.array([image.shape[1], image.shape[0]] * 2) / ([*copy.shape[1::-1]] * 2)
         return self._decide(image, boxes * ratio)
 
-    @torch.inference_mode()
     def follow(self, image: np.ndarray, landmarks: np.ndarray) -> Detections:
         """Faces that had `landmarks` [n,5,2] in an earlier frame, in the same order, unrefined;
         a low confidence says that the face is not there any more."""
         return self._look(image, _canonical_boxes(landmarks))
 
-    @torch.inference_mode()
     def refine(self, image: np.ndarray, found: Detections, rounds: int = 1) -> Detections:
         """Landmarks by canonical crops: `rounds` single looks, then the mean over jittered ones.
         Confidences stay those of `found`."""
@@ -103,16 +120,16 @@ class Cascade:
         found, level = [], image
         while min(height, width) * scale >= 12:
             # Each level is made from the one before, because reducing by area is slow; its sides
-            # are even, as _p_net wants them.
+            # are even, as P-Net wants them.
             level = _resized(level, tuple(2 * round(side * scale / 2) for side in (width, height)))
-            shifts, scores = _p_net(self._p, self._tensor(level[None]))
-            scores = scores[0, 1].cpu().numpy()
+            shifts, scores = self._nets.p(level[None])
+            scores = scores[0, 1]
             rows, columns = np.nonzero(scores >= THRESHOLDS[0])
             corner = 2 * np.stack([columns, rows], 1) / scale
             boxes = np.hstack([corner, corner + 12 / scale])
             marked = scores[rows, columns]
             kept = _suppress(boxes, marked, 0.5)
-            shift = shifts[0].permute(1, 2, 0).cpu().numpy()[rows[kept], columns[kept]]
+            shift = shifts[0, :, rows[kept], columns[kept]]
             found.append(np.hstack([boxes[kept], marked[kept, None], shift]))
             scale *= FACTOR
         if not found:
@@ -125,11 +142,7 @@ class Cascade:
         """R-Net: those of the square boxes [n,4] that it believes, corrected and square again."""
         if not len(boxes):
             return boxes
-        outputs = [
-            _r_net(self._r, self._tensor(_crops(image, boxes[i : i + 256], 24)))
-            for i in range(0, len(boxes), 256)
-        ]
-        shifts, scores = (torch.cat(part).cpu().numpy() for part in zip(*outputs, strict=True))
+        shifts, scores = _in_parts(self._nets.r, image, boxes, 24)
         believed = scores[:, 1] > THRESHOLDS[1]
         boxes, shifts, marked = boxes[believed], shifts[believed], scores[believed, 1]
         kept = _suppress(boxes, marked, 0.7)
@@ -148,90 +161,23 @@ class Cascade:
         x0 + f * side, as facenet-pytorch counts and as the networks were trained."""
         if not len(boxes):
             return Detections(np.zeros((0, 4)), np.zeros((0, 5, 2)), np.zeros(0))
-        outputs = [
-            _o_net(self._o, self._tensor(_crops(image, boxes[i : i + 256], 48)))
-            for i in range(0, len(boxes), 256)
-        ]
-        shifts, points, scores = (
-            torch.cat(part).cpu().numpy().astype(np.float64) for part in zip(*outputs, strict=True)
-        )
+        outputs = _in_parts(self._nets.o, image, boxes, 48)
+        shifts, points, scores = (output.astype(np.float64) for output in outputs)
         side = (boxes[:, 2] - boxes[:, 0])[:, None]
         x = boxes[:, :1] + side * points[:, :5]
         y = boxes[:, 1:2] + side * points[:, 5:]
         return Detections(_shifted(boxes, shifts), np.stack([x, y], -1), scores[:, 1])
 
-    def _tensor(self, images: np.ndarray) -> Tensor:
-        """uint8 [n,h,w,3] -> float [n,3,h,w], as the networks were trained: (x - 127.5) / 128."""
-        pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self._device)
-        return pixels.permute(0, 3, 1, 2).float().sub_(127.5).mul_(0.0078125)
-
-
-# --- networks --------------------------------------------------------------------------------
-
-
-def _weights(file_name: str, device: str) -> dict[str, Tensor]:
-    package = find_spec("facenet_pytorch")
-    folders = (package and package.submodule_search_locations) or []
-    path = next((p for f in folders if (p := Path(f, "data", file_name)).is_file()), None)
-    if path is None:
-        raise DfdetectError(
-            f"facenet-pytorch's {file_name} is not installed",
-            "pip install facenet-pytorch==2.5.3",
-            ExitCode.ENVIRONMENT,
-        )
-    weights = torch.load(path, map_location=device, weights_only=True)
-    for name, tensor in weights.items():
-        if tensor.dim() == 4:
-            weights[name] = tensor.contiguous(memory_format=torch.channels_last)
-    return weights
-
-
-def _conv(w: dict[str, Tensor], x: Tensor, number: int) -> Tensor:
-    x = F.conv2d(x, w[f"conv{number}.weight"], w[f"conv{number}.bias"])
-    return F.prelu(x, w[f"prelu{number}.weight"])
-
-
-def _dense(w: dict[str, Tensor], x: Tensor, name: str) -> Tensor:
-    return F.linear(x, w[f"dense{name}.weight"], w[f"dense{name}.bias"])
-
-
-def _flat(x: Tensor) -> Tensor:
-    """[n,c,h,w] -> [n,w*h*c], the order in which the weights were converted from Caffe."""
-    return x.permute(0, 3, 2, 1).flatten(1)
-
-
-def _p_net(w: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """[n,3,h,w], h and w even -> box shifts [n,4,h',w'], P(face) as channel 1 of [n,2,h',w'];
-    stride 2."""
-    x = _conv(w, x.contiguous(memory_format=torch.channels_last), 1)
-    x = torch.maximum(x[:, :, ::2], x[:, :, 1::2])  # 2x2 pooling, several times faster
-    x = torch.maximum(x[..., ::2], x[..., 1::2])
-    x = _conv(w, _conv(w, x, 2), 3)
-    scores = F.conv2d(x, w["conv4_1.weight"], w["conv4_1.bias"]).softmax(1)
-    return F.conv2d(x, w["conv4_2.weight"], w["conv4_2.bias"]), scores
-
-
-def _r_net(w: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """[n,3,24,24] -> box shifts [n,4], P(face) as column 1 of [n,2]."""
-    x = x.contiguous(memory_format=torch.channels_last)
-    x = F.max_pool2d(_conv(w, x, 1), 3, 2, ceil_mode=True)
-    x = F.max_pool2d(_conv(w, x, 2), 3, 2, ceil_mode=True)
-    x = F.prelu(_dense(w, _flat(_conv(w, x, 3)), "4"), w["prelu4.weight"])
-    return _dense(w, x, "5_2"), _dense(w, x, "5_1").softmax(1)
-
-
-def _o_net(w: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """[n,3,48,48] -> box shifts [n,4], landmarks [n,10] as x0..x4 y0..y4 in 0..1 of the box,
-    P(face) as column 1 of [n,2]."""
-    x = x.contiguous(memory_format=torch.channels_last)
-    x = F.max_pool2d(_conv(w, x, 1), 3, 2, ceil_mode=True)
-    x = F.max_pool2d(_conv(w, x, 2), 3, 2, ceil_mode=True)
-    x = F.max_pool2d(_conv(w, x, 3), 2, 2, ceil_mode=True)
-    x = F.prelu(_dense(w, _flat(_conv(w, x, 4)), "5"), w["prelu5.weight"])
-    return _dense(w, x, "6_2"), _dense(w, x, "6_3"), _dense(w, x, "6_1").softmax(1)
-
 
 # --- boxes and pixels ------------------------------------------------------------------------
+
+
+def _in_parts(
+    net: Callable[[np.ndarray], list[np.ndarray]], image: np.ndarray, boxes: np.ndarray, size: int
+) -> list[np.ndarray]:
+    """What `net` says of the picture at boxes [n,4]; memory stays flat however many there are."""
+    outputs = [net(_crops(image, boxes[i : i + 256], size)) for i in range(0, len(boxes), 256)]
+    return [np.concatenate(part) for part in zip(*outputs, strict=True)]
 
 
 def _canonical_boxes(landmarks: np.ndarray) -> np.ndarray:

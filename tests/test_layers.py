@@ -11,6 +11,7 @@ VERBS = {"prepare", "train", "evaluate", "scanning", "demo", "describe", "sweep"
 SHELVES = {"datasets", "degradations", "forgeries", "methods", "reports"}
 HOMES = {
     "av": {"video", "prepare"},  # prepare records its version
+    "onnxruntime": {"sessions"},
     "facenet_pytorch": set(),  # its weight files only; the package is the tests' oracle
     "timm": {"detector", "networks", "checkpoint"},  # checkpoint records its version
     "accelerate": {"train", "processes"},
