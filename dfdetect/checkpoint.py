@@ -16,16 +16,19 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from dfdetect import __version__
-from dfdetect.errors import DfdetectError
+from dfdetect.errors import DfdetectError, ExitCode
 from dfdetect.faces import CropRecipe
 from dfdetect.files import sha256_of, write_whole
 from dfdetect.metrics import Band, Bin, Sigmoid, score_logit
+from dfdetect.shipped import read_portrait
 
 if TYPE_CHECKING:  # PyTorch and timm take seconds, and a scan by ONNX Runtime needs neither
     from dfdetect.detector import Detector
 
 FILE_NAME = "detector.safetensors"
 FORMAT = 1
+PORTRAIT_TOLERANCE = 0.02
+"""Of a published checkpoint's logit of the shipped portrait."""
 
 
 class CalibrationFigures(BaseModel):
@@ -88,6 +91,17 @@ class Calibration(BaseModel):
         return f"P(fake) at prior {self.prior:g}"
 
 
+class Publication(BaseModel):
+    """What a checkpoint made to be given away says of itself: the day it was made, a text on its
+    data, limits and licence (Markdown), and the logit of the shipped portrait."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    date: str
+    about: str
+    portrait_logit: float
+
+
 class CheckpointInfo(BaseModel):
     """What the metadata says; every figure in `val` carries its level, quality and n."""
 
@@ -106,6 +120,13 @@ class CheckpointInfo(BaseModel):
     step: int
     versions: dict[str, str]
     calibration: Calibration | None = None
+    publication: Publication | None = None
+
+    @property
+    def text(self) -> str:
+        """As files hold it, JSON."""
+        left_out = {name for name in ("calibration", "publication") if not getattr(self, name)}
+        return json.dumps(self.model_dump(exclude=left_out), allow_nan=False, sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -147,13 +168,14 @@ class Checkpoint(Model):
 
 
 def save_checkpoint(path: Path, detector: "Detector", info: CheckpointInfo) -> None:
-    """Write the file whole or not at all, into a folder that is there."""
+    """Write the file whole or not at all, into a folder that is there. A publication's weights are
+    stored in half precision."""
     from safetensors.torch import save
 
     tensors = {k: v.detach().cpu().contiguous() for k, v in detector.state_dict().items()}
-    left_out = set() if info.calibration else {"calibration"}
-    content = json.dumps(info.model_dump(exclude=left_out), allow_nan=False, sort_keys=True)
-    write_whole(path, save(tensors, metadata={"dfdetect": content}), make_folder=False)
+    if info.publication:
+        tensors = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
+    write_whole(path, save(tensors, metadata={"dfdetect": info.text}), make_folder=False)
 
 
 def read_info(path: Path) -> CheckpointInfo:
@@ -169,6 +191,11 @@ def read_info(path: Path) -> CheckpointInfo:
         ) from error
     if content is None:
         raise DfdetectError(f"{path}: safetensors, but not written by `dfdetect train`")
+    return parse_info(path, content)
+
+
+def parse_info(path: Path, content: str) -> CheckpointInfo:
+    """What `content`, the metadata of `path`, says. Errors: as `load_checkpoint`."""
     try:
         values = json.loads(content)
         if values.get("format") != FORMAT:
@@ -210,7 +237,34 @@ def load_checkpoint(path: str | Path, device: str = "auto") -> Checkpoint:
             raise DfdetectError(
                 f"{file}: {name} holds values that are not finite", "train it again"
             )
-    return Checkpoint(info, file, sha256_of(file), device, detector.to(device).eval())
+    detector = detector.to(device).eval()
+    if info.publication:
+        check_portrait(file, info.publication, portrait_logit(detector, device))
+    return Checkpoint(info, file, sha256_of(file), device, detector)
+
+
+def portrait_logit(detector: "Detector", device: str) -> float:
+    """What `detector`, in eval mode, makes of the whole shipped portrait at its input's size."""
+    import torch
+
+    from dfdetect.data import images_to_tensor, to_input
+
+    image = to_input(read_portrait(), detector.image_size)
+    with torch.inference_mode():
+        return float(detector(images_to_tensor([image]).to(device).float().div_(255)))
+
+
+def check_portrait(file: Path, publication: Publication, logit: float) -> None:
+    """Errors: DfdetectError where the model gives the shipped portrait another logit than when it
+    was published."""
+    if not abs(logit - publication.portrait_logit) <= PORTRAIT_TOLERANCE:
+        raise DfdetectError(
+            f"{file}: gives the shipped portrait the logit {logit:.4f}, and gave it "
+            f"{publication.portrait_logit:.4f} when it was published",
+            "a library computes otherwise than it did: compare its version with those that "
+            "`dfdetect info` tells of the file",
+            ExitCode.ENVIRONMENT,
+        )
 
 
 def checkpoint_path(path: Path) -> Path:

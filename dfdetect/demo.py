@@ -2,13 +2,11 @@
 
 Real clips move a virtual camera over the photo; fakes do the same over a photo whose face was
 altered first. It shows the pipeline, not accuracy: there is one person, and the fakes are ours.
-The portrait is NASA's photo of astronaut Eileen Collins, in the public domain.
 """
 
 import csv
 import io
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 
 import cv2
@@ -18,6 +16,7 @@ from dfdetect.errors import DfdetectError
 from dfdetect.faces import CropRecipe, FaceFinder
 from dfdetect.files import write_whole
 from dfdetect.forgeries import SHELF
+from dfdetect.shipped import read_portrait
 from dfdetect.video import write_video
 
 CLIPS_PER_SPLIT = {"train": 8, "val": 10, "test": 4}
@@ -54,13 +53,6 @@ def make_clips(out: Path, seed: int = 0) -> Path:
     writer.writerows(rows)
     write_whole(out / "clips.csv", text.getvalue())
     return out / "clips.csv"
-
-
-def read_portrait() -> np.ndarray:
-    """The shipped portrait, uint8 [H,W,3] RGB."""
-    content = files("dfdetect").joinpath("assets", "portrait.jpg").read_bytes()
-    bgr = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
 
 def camera(photo: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:

@@ -14,7 +14,7 @@ from dfdetect import audit as auditing
 from dfdetect.audit import NEAR_BITS, Finding, audit, near_pairs, picture_hash
 from dfdetect.checkpoint import read_info
 from dfdetect.datasets.ffpp import CROSSINGS
-from dfdetect.demo import read_portrait
+from dfdetect.shipped import read_portrait
 from dfdetect.errors import DfdetectError
 from dfdetect.faces import CropRecipe, align
 from dfdetect.files import write_json

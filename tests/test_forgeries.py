@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import PORTRAIT_LANDMARKS
 
-from dfdetect.demo import read_portrait
+from dfdetect.shipped import read_portrait
 from dfdetect.errors import DfdetectError
 from dfdetect.faces import CropRecipe
 from dfdetect.forgeries import NEEDS_DECODERS, NEEDS_PARTNER, SHELF

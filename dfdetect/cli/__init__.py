@@ -14,6 +14,7 @@ from dfdetect.cli.forge import forge
 from dfdetect.cli.info import info
 from dfdetect.cli.prepare import prepare
 from dfdetect.cli.presets import presets
+from dfdetect.cli.publish import publish
 from dfdetect.cli.scan import scan
 from dfdetect.cli.sweep import sweep
 from dfdetect.cli.train import train
@@ -54,6 +55,7 @@ app.command()(audit)
 app.command()(train)
 app.command("eval")(eval_)
 app.command()(calibrate)
+app.command()(publish)
 app.command()(sweep)
 app.command()(scan)
 app.command()(explain)

@@ -11,9 +11,19 @@ from dfdetect.errors import DfdetectError
 
 def info(
     path: Annotated[
-        Path,
-        typer.Argument(help="A prepared folder, a run or a checkpoint.", rich_help_panel=INPUT),
-    ],
+        Path | None,
+        typer.Argument(
+            help="A prepared folder, a run or a checkpoint. Default: the starter detector, which "
+            "comes with dfdetect.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    card: Annotated[
+        bool,
+        typer.Option(
+            "--card", help="Print a checkpoint's model card (Markdown).", rich_help_panel=OUTPUT
+        ),
+    ] = False,
     sheet: Annotated[
         Path | None,
         typer.Option(
@@ -58,6 +68,12 @@ def info(
 
     With --forgeries: what each forgery makes of the largest face in a picture.
     """
+    from dfdetect.shipped import STARTER
+
+    if path is None:
+        if forgeries or sheet or export:
+            raise DfdetectError("nothing to describe", "name a folder, a checkpoint or a picture")
+        path = STARTER
     if forgeries:
         _show_forgeries(path, sheet or Path("forgeries.png"), decoders)
         return
@@ -72,6 +88,12 @@ def info(
         write_sheet(path, sheet, rows)
     if export:
         _export(path, export)
+        return
+    if not as_json and (card or path == STARTER):
+        from dfdetect.checkpoint import read_info
+        from dfdetect.reports.card import model_card
+
+        typer.echo(model_card(read_info(path)))
         return
     description = describe(path)
     if as_json:
@@ -92,10 +114,10 @@ def info(
 
 
 def _show_forgeries(photo: Path, out: Path, decoders: Path | None) -> None:
-    from dfdetect.demo import read_portrait
     from dfdetect.files import write_whole
     from dfdetect.forge import preview
     from dfdetect.reports.forgeries import Draw, draw_forgeries
+    from dfdetect.shipped import read_portrait
 
     if out.suffix.lower() != ".png":
         raise DfdetectError(f"{out}: the sheet is a PNG", "give a name that ends in .png")
