@@ -35,6 +35,7 @@ from dfdetect.manifest import Sample
 from dfdetect.presets import Augment
 from dfdetect.quality import Quality, jpeg_level, jpeg_round_trip, parse_quality
 from dfdetect.video import through_h264
+from dfdetect.workers import available_cores
 
 MOST_WORKERS = 16
 """Loader processes by default at most; each makes some 700 crops a second."""
@@ -554,21 +555,6 @@ def default_workers(device: str) -> int:
     if device.startswith("cpu"):
         return 0 if cores <= 4 else 2
     return min(MOST_WORKERS, max(1, cores - 1))
-
-
-def available_cores(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores that this process may use: by its affinity, and by its container's quota."""
-    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for name in ("cpu.max", "cpu/cpu.cfs_quota_us"):  # cgroup v2: "QUOTA PERIOD" in us; v1
-        quota = cgroups / name
-        try:
-            used, *period = quota.read_text().split()
-            period = period or [quota.with_name("cpu.cfs_period_us").read_text()]
-        except OSError:
-            continue
-        if used not in ("max", "-1"):
-            n = min(n, max(1, math.ceil(int(used) / int(period[0]))))
-    return n
 
 
 def images_to_tensor(images: Sequence[np.ndarray]) -> Tensor:

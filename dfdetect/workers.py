@@ -8,7 +8,9 @@ that has imported `PRELOAD` once, so that starting one again costs milliseconds.
 
 import ctypes
 import gc
+import math
 import multiprocessing
+import os
 import resource
 import signal
 import threading
@@ -148,6 +150,21 @@ def run_on_cluster(
 # --- in this process -------------------------------------------------------------------------
 
 _HINT = "the file may be made to break decoders; leave it out, or look at it in a sandbox"
+
+
+def available_cores(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may use: by its affinity, and by its container's quota."""
+    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for name in ("cpu.max", "cpu/cpu.cfs_quota_us"):  # cgroup v2: "QUOTA PERIOD" in us; v1
+        quota = cgroups / name
+        try:
+            used, *period = quota.read_text().split()
+            period = period or [quota.with_name("cpu.cfs_period_us").read_text()]
+        except OSError:
+            continue
+        if used not in ("max", "-1"):
+            n = min(n, max(1, math.ceil(int(used) / int(period[0]))))
+    return n
 
 
 def _start_pool(workers: int, max_memory_gb: float) -> Any:
