@@ -6,7 +6,7 @@ from safetensors and JSON alone, so loading a stranger's checkpoint runs no code
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -159,12 +159,25 @@ class Model:
     def name(self) -> str:
         return str(self.info.preset["name"])
 
+    @property
+    def image_size(self) -> int:
+        """Side of the crops it scores, px."""
+        return self.info.detector["image_size"]
+
 
 @dataclass(frozen=True)
 class Checkpoint(Model):
     """A detector ready to score, in eval mode, on `device`."""
 
     detector: "Detector"
+
+    engine = "torch"
+
+    def logits(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """float64 [N] of network inputs uint8 [S,S,3] RGB."""
+        from dfdetect.results import score_images
+
+        return score_images(self.detector, images, self.device)
 
 
 def save_checkpoint(path: Path, detector: "Detector", info: CheckpointInfo) -> None:
