@@ -1,6 +1,7 @@
 """The one error that users meet, and the exit codes it may carry. Imports nothing of ours."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from enum import IntEnum
 
@@ -56,3 +57,12 @@ def printable(text: object) -> str:
         char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
         for char in str(text)
     )
+
+
+def cell(text: str) -> str:
+    """`text` in a cell of a CSV: printable, and with an apostrophe before what a spreadsheet would
+    take for a formula. A number is none, whatever its sign."""
+    formula = text.startswith(("=", "+", "-", "@", "\t", "\r"))
+    if formula and not re.fullmatch(r"[+-]\d+(\.\d+)?", text):
+        text = f"'{text}"
+    return printable(text)

@@ -6,13 +6,12 @@ people, splits and qualities; the CSV as a table of pictures.
 
 import csv
 import io
-import re
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dfdetect.errors import DfdetectError, printable
+from dfdetect.errors import DfdetectError, cell
 from dfdetect.manifest import SPLITS, Sample, read_samples
 
 LABEL_NAMES = {
@@ -117,24 +116,16 @@ def as_csv(data: Path) -> str:
             (
                 sample.path.relative_to(data).as_posix(),
                 "fake" if sample.label else "real",
-                _cell(sample.manipulation),
-                ";".join(map(_cell, sample.identities)),
+                cell(sample.manipulation),
+                ";".join(map(cell, sample.identities)),
                 sample.split,
-                _cell(sample.dataset),
+                cell(sample.dataset),
                 sample.quality,
-                _cell(sample.video_id),
+                cell(sample.video_id),
                 sample.track_id,
             )
         )
     return buffer.getvalue()
-
-
-def _cell(text: str) -> str:
-    """Names come from strangers: none is a formula. A number is none, whatever its sign."""
-    formula = text.startswith(("=", "+", "-", "@", "\t", "\r"))
-    if formula and not re.fullmatch(r"[+-]\d+(\.\d+)?", text):
-        text = f"'{text}"
-    return printable(text)
 
 
 FORMATS: dict[str, Callable[[Path], Any]] = {"deepfakebench": as_deepfakebench, "csv": as_csv}

@@ -1,36 +1,66 @@
-"""scan: checkpoint + one video or picture -> Verdict, by the crop recipe that training used."""
+"""scan: checkpoint + videos or pictures -> Verdicts, by the crop recipe that training used.
 
+Strangers' files are decoded in child processes; their faces are scored here. A verdict depends on
+the file, the model and the settings alone: not on what else is scanned, in which order, or by how
+many workers.
+"""
+
+import hashlib
+import json
+import platform
+import shlex
+import sys
 from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import cache, partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
+from dfdetect import __version__
 from dfdetect.checkpoint import Checkpoint
 from dfdetect.errors import DfdetectError
+from dfdetect.examining import Look, examine
 from dfdetect.faces import Track
-from dfdetect.results import Verdict, decide
-from dfdetect.scoring import MIN_COVERAGE, FaceScorer, ScoredInput, attempts, lasting
+from dfdetect.results import SCHEMA_VERSION, Call, TrackScore, Verdict, decide
+from dfdetect.scoring import MIN_COVERAGE, Bounds, FaceScorer, ScoredInput, Unreadable, lasting
+from dfdetect.video import library_versions
+from dfdetect.workers import run_all, run_on_cluster
 
 MIN_FRAMES = 3
-"""A video with fewer scored frames of a face gives no call."""
+"""A person in fewer scored frames of a video gets no call."""
 MIN_PICTURES = 9
 """Validation pictures of each class below which a single picture gives no call."""
 SMALL_FACE_PX = 64
+FEW_FRAMES = 8
+HEAVY_BITS_PER_PIXEL = {"video": 0.03, "still": 0.5}
+"""Below these a file is heavily compressed: about CRF 35 of H.264, and quality 30 of JPEG."""
 
 
 class Scanner:
-    """A loaded model that scans one input after another."""
+    """A loaded model that scans one input after another; any number of threads may call it."""
 
     def __init__(
-        self, model: str | Path | Checkpoint, frames: int = 32, device: str = "auto"
+        self,
+        model: str | Path | Checkpoint,
+        frames: int = 32,
+        device: str = "auto",
+        bounds: Bounds = Bounds(),
+        workers: int = 1,
     ) -> None:
-        """`frames`: how many frames of a video are looked at, spread evenly.
+        """`frames`: how many frames of a video are looked at, spread evenly; `workers`: how many
+        inputs are decoded at a time when several threads call.
 
         Errors: DfdetectError for a checkpoint that cannot be used.
         """
-        self._score = FaceScorer(model, frames, device)
-        self.checkpoint = self._score.checkpoint
+        self._started = _now()
+        self.scorer = FaceScorer(model, frames, device, bounds, workers)
+        self.checkpoint = self.scorer.checkpoint
 
     def __call__(self, path: str | Path) -> Verdict:
         """The score is that of the person who looks most fake, among those long in view.
@@ -38,51 +68,63 @@ class Scanner:
         Errors: DfdetectError naming the file when it cannot be read as a video or picture.
         """
         path = Path(path)
-        scored = self._score(path)
-        checkpoint, n_frames, still = self.checkpoint, scored.n_frames, scored.is_still
-        calibration = checkpoint.info.calibration
-        tracks = scored.track_scores()
+        return self.judge(path, self.scorer(path))
+
+    def close(self) -> None:
+        """End the child processes that decode, which otherwise end with the scanner."""
+        self.scorer.close()
+
+    def judge(self, path: Path, scored: ScoredInput) -> Verdict:
+        """The verdict that the scores of an input amount to."""
+        checkpoint, calibration = self.checkpoint, self.checkpoint.info.calibration
+        tracks = [self._call_of(track, scored) for track in scored.track_scores()]
+        call, score, reasons = "no-face", None, [_no_face(scored)]
         notes = [*scored.warnings, *_cautions(scored)]
-        call, score = "no-face", None
         if tracks:
-            deciding = lasting(tracks, n_frames)
-            most_fake = max(deciding, key=lambda t: t.score)
-            score = most_fake.score
-            longest = max(len(t.frames) for t in deciding)
-            call = decide(score, checkpoint.band)
-            if checkpoint.band is None:
-                notes.append(f"inconclusive: the model makes {checkpoint.basis}")
-            elif call == "inconclusive":
-                low, high = checkpoint.band
-                notes.append(f"inconclusive: the score lies from {low:.3g} to {high:.3g}")
-            if not still and longest < MIN_FRAMES:
-                call = "inconclusive"
-                notes.append(f"inconclusive: a face in only {longest} of {n_frames} frames")
-            if still and call != "inconclusive" and not self._knows_pictures:
-                call = "inconclusive"
-                notes.append(
-                    "inconclusive: a single picture, and the model was validated on videos"
-                )
-            width = _median_width(scored.tracks[most_fake.track])
-            least = calibration.least_face_px if calibration else None
-            if least is not None and width < least:
-                call = "inconclusive"
-                notes.append(
-                    f"inconclusive: a face {width:.0f} px wide, and the model was calibrated on "
-                    f"wider ones, {least:.0f} px and up"
-                )
+            deciding = max(lasting(tracks, scored.n_frames), key=lambda track: track.score)
+            call, score, reasons = deciding.call, deciding.score, deciding.reasons
+            notes += [f"inconclusive: {reason}" for reason in reasons]
         return Verdict(
-            str(path),
-            scored.sha256,
-            call,
-            score,
-            checkpoint.threshold if calibration else round(checkpoint.threshold, 6),
-            tracks,
-            self.model_notes(),
-            notes,
-            calibration.meaning if calibration else "uncalibrated score",
-            calibration.experimental if calibration else None,
+            input=str(path),
+            sha256=scored.sha256,
+            call=call,
+            score=score,
+            threshold=checkpoint.threshold if calibration else round(checkpoint.threshold, 6),
+            tracks=tracks,
+            model=self.model_notes(),
+            warnings=notes,
+            score_meaning=calibration.meaning if calibration else "uncalibrated score",
+            experimental=calibration.experimental if calibration else None,
+            reasons=reasons,
+            media=scored.media,
+            tool=tool_notes(),
+            settings=self.scorer.settings,
+            settings_sha256=self.settings_sha256,
+            run=self.run_notes(),
         )
+
+    def _call_of(self, track: TrackScore, scored: ScoredInput) -> TrackScore:
+        """The track with its call, and what keeps it from one."""
+        checkpoint, calibration = self.checkpoint, self.checkpoint.info.calibration
+        call, reasons = decide(track.score, checkpoint.band), []
+        if checkpoint.band is None:
+            reasons.append(f"the model makes {checkpoint.basis}")
+        elif call == "inconclusive":
+            low, high = checkpoint.band
+            reasons.append(f"the score lies from {low:.3g} to {high:.3g}")
+        if not scored.is_still and len(track.frames) < MIN_FRAMES:
+            reasons.append(f"a face in only {len(track.frames)} of {scored.n_frames} frames")
+        if scored.is_still and call != "inconclusive" and not self._knows_pictures:
+            reasons.append("a single picture, and the model was validated on videos")
+        width = _median_width(scored.tracks[track.track])
+        least = calibration.least_face_px if calibration else None
+        if least is not None and width < least:
+            reasons.append(
+                f"a face {width:.0f} px wide, and the model was calibrated on wider ones, "
+                f"{least:.0f} px and up"
+            )
+        settled: Call = "inconclusive" if reasons else call
+        return replace(track, call=settled, reasons=reasons)
 
     @property
     def _knows_pictures(self) -> bool:
@@ -107,6 +149,32 @@ class Scanner:
             "basis": self.checkpoint.basis,
         }
 
+    @property
+    def settings_sha256(self) -> str:
+        """Of all that decides a verdict beside the file: tool, model and settings."""
+        told = [tool_notes(), self.model_notes(), self.scorer.settings]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+    def run_notes(self) -> dict[str, str]:
+        """When, where and by which command: all that differs from run to run."""
+        return {
+            "started": self._started,
+            "finished": _now(),
+            "host": platform.node(),
+            "command": shlex.join(sys.argv),
+        }
+
+    def error_json(self, path: Path, error: DfdetectError) -> dict[str, Any]:
+        """What is told of an input that gave no verdict."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "input": str(path),
+            "sha256": getattr(error, "sha256", None),
+            "error": {"message": error.message, "hint": error.hint},
+            "settings_sha256": self.settings_sha256,
+            "run": self.run_notes(),
+        }
+
 
 def scan(
     path: str | Path, model: str | Path | Checkpoint, frames: int = 32, device: str = "auto"
@@ -115,23 +183,97 @@ def scan(
 
     For many inputs make one `Scanner` and call it. Errors: DfdetectError.
     """
-    return Scanner(model, frames, device)(path)
+    with closing(Scanner(model, frames, device)) as scanner:
+        return scanner(path)
 
 
 def scan_many(
     scanner: Scanner,
     inputs: Iterable[Path],
     on_result: Callable[[Path, Verdict | DfdetectError], None],
+    workers: int = 1,
+    cluster: str | None = None,
+    on_scored: Callable[[Verdict, ScoredInput], None] = lambda verdict, scored: None,
 ) -> None:
-    """Scan each input; one that fails is reported as its error and does not stop the rest."""
-    for path, result in attempts(inputs, scanner):
-        on_result(path, result)
+    """Scan each input; one that fails is reported as its error and does not stop the rest.
+
+    Files are decoded by `workers` processes, or by a Dask cluster (its scheduler's address), and
+    results come in the order of the inputs, of which few are taken ahead. `on_scored` gets the
+    faces of a verdict just before it.
+
+    Errors: DfdetectError with ExitCode.ENVIRONMENT if processes cannot be started or kept.
+    """
+    scorer = scanner.scorer
+    looks = (_look(scorer, path, i, bool(cluster)) for i, path in enumerate(inputs))
+    engine = (
+        partial(run_on_cluster, address=cluster, alike=_alike)
+        if cluster
+        else partial(run_all, workers=workers)
+    )
+    bounds = scorer.bounds
+    ready: dict[int, tuple[Path, Verdict | DfdetectError, ScoredInput | None]] = {}
+    n_told = 0
+    for look, found in engine(
+        examine, looks, max_seconds=bounds.max_seconds, max_memory_gb=bounds.max_memory_gb
+    ):
+        try:
+            scored = scorer.score(look, found)
+            result: Verdict | DfdetectError = scanner.judge(look.name, scored)
+        except Unreadable as error:
+            scored, result = None, error
+        ready[look.position] = (look.name, result, scored)
+        while n_told in ready:
+            path, result, scored = ready.pop(n_told)
+            if scored is not None:
+                on_scored(result, scored)
+            on_result(path, result)
+            n_told += 1
+
+
+def _look(scorer: FaceScorer, path: Path, position: int, elsewhere: bool) -> Look:
+    look = scorer.look(path, position)
+    return look._replace(path=path.absolute()) if elsewhere else look
+
+
+@cache
+def tool_notes() -> dict[str, Any]:
+    """This program, and the versions of what decodes, finds faces and scores."""
+    others = {}
+    for name in ("numpy", "onnxruntime", "torch", "timm"):
+        try:
+            others[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "name": "dfdetect",
+        "version": __version__,
+        "python": platform.python_version(),
+        "libraries": library_versions() | {"opencv": cv2.__version__} | others,
+    }
+
+
+def _alike() -> dict[str, str]:
+    return {"dfdetect": __version__, **tool_notes()["libraries"]}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _no_face(scored: ScoredInput) -> str:
+    where = "the picture" if scored.is_still else f"{scored.n_frames} frames looked at"
+    return f"no face was found in {where}"
 
 
 def _cautions(scored: ScoredInput) -> list[str]:
     """What weakens a verdict, in words."""
     notes = []
     tracks, n_frames = scored.tracks, scored.n_frames
+    bits, kind = scored.media.bits_per_pixel, "still" if scored.is_still else "video"
+    if bits < HEAVY_BITS_PER_PIXEL[kind]:
+        notes.append(f"heavily compressed: {bits:.2g} bits per pixel")
+    if not scored.is_still and n_frames < FEW_FRAMES:
+        notes.append(f"only {n_frames} frames could be looked at")
     if not tracks:
         return notes
     n_seen = len(tracks[0].faces)

@@ -1,23 +1,41 @@
-"""One video or picture -> its faces, cut by the checkpoint's recipe, and what it makes of each."""
+"""One video or picture -> its faces, cut by the checkpoint's recipe, and what it makes of each.
+
+The file is opened in a child process (examining.py); what comes back from there is scored here.
+"""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from dfdetect.checkpoint import Calibration, Checkpoint, load_checkpoint
-from dfdetect.errors import DfdetectError
-from dfdetect.faces import Face, FaceFinder, Track, align, to_input, track_faces
-from dfdetect.files import sha256_of
-from dfdetect.results import FrameScore, TrackScore, score_images, sigmoid
-from dfdetect.video import Frame, media_below, open_media, sample_frames
+from dfdetect.errors import DfdetectError, ExitCode
+from dfdetect.examining import Look, Seen, Unseen, examine
+from dfdetect.faces import Face, Track
+from dfdetect.results import FrameScore, MediaFacts, TrackScore, score_images, sigmoid
+from dfdetect.video import Limits, content_sha256, media_below
+from dfdetect.workers import Children, Died
 
 MIN_COVERAGE = 0.2
 """A track in fewer than this share of the sampled frames does not decide a video."""
 
+LIMITS = Limits(max_frames=20_000)
+
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What one file may cost. `limits` are of what is opened, `max_faces` of a frame's faces, the
+    largest first; `max_seconds` and `max_memory_gb` are of the process that decodes it."""
+
+    limits: Limits = LIMITS
+    max_faces: int = 20
+    max_seconds: float = 600
+    max_memory_gb: float = 4
 
 
 class ScoredFace(NamedTuple):
@@ -39,6 +57,7 @@ class ScoredInput(NamedTuple):
     is_still: bool
     warnings: list[str]
     calibration: Calibration | None = None
+    media: MediaFacts | None = None
 
     def track_scores(self) -> list[TrackScore]:
         """Each track with the mean score of its frames, calibrated if the model is."""
@@ -51,55 +70,99 @@ class ScoredInput(NamedTuple):
         return [TrackScore(i, float(of(means[i])), rows) for i, rows in by_track.items()]
 
 
+class Unreadable(DfdetectError):
+    """A file that gave no faces to score; `sha256` of its bytes, if it could be opened."""
+
+    def __init__(self, message: str, hint: str, sha256: str | None) -> None:
+        super().__init__(message, hint)
+        self.sha256 = sha256
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.message, self.hint, self.sha256)
+
+
 class FaceScorer:
-    """A loaded model that scores the faces of one input after another."""
+    """A loaded model that scores the faces of one input after another, in any thread."""
 
     def __init__(
-        self, model: str | Path | Checkpoint, frames: int = 32, device: str = "auto"
+        self,
+        model: str | Path | Checkpoint,
+        frames: int = 32,
+        device: str = "auto",
+        bounds: Bounds = Bounds(),
+        workers: int = 1,
     ) -> None:
-        """`frames`: how many frames of a video are looked at, spread evenly.
+        """`frames`: how many frames of a video are looked at, spread evenly; `workers`: how many
+        inputs may be decoded at a time.
 
         Errors: DfdetectError for a checkpoint that cannot be used.
         """
         loaded = isinstance(model, Checkpoint)
         self.checkpoint = model if loaded else load_checkpoint(model, device)
+        self.bounds = bounds
         self._frames = frames
-        # MTCNN's interpolation is not implemented on every accelerator; cpu and cuda are.
-        on_gpu = self.checkpoint.device.startswith("cuda")
-        self._find_faces = FaceFinder(
-            self.checkpoint.info.crop, self.checkpoint.device if on_gpu else "cpu"
-        )
+        self._children = Children(examine, workers, bounds.max_seconds, bounds.max_memory_gb)
 
     def __call__(self, path: Path) -> ScoredInput:
-        """Errors: DfdetectError naming the file when it cannot be read as a video or picture."""
-        if path.is_dir():
-            raise DfdetectError(
-                f"{path}: no video or picture in this folder", "give a folder with media files"
-            )
-        with open_media(path) as media:
-            digest = sha256_of(path)
-            frames = list(sample_frames(media, self._frames))
-            follow = self._find_faces.follower()
-            tracks = track_faces([follow(frame.image) for frame in frames], follow.cuts)
-            faces = self._score(frames, tracks)
-            still, warnings = media.info.is_still, list(media.warnings)
-        calibration = self.checkpoint.info.calibration
-        return ScoredInput(digest, tracks, faces, len(frames), still, warnings, calibration)
+        """Errors: `Unreadable` naming the file when it cannot be read as a video or picture."""
+        look = self.look(path)
+        return self.score(look, self._children(look))
 
-    def _score(self, frames: list[Frame], tracks: list[Track]) -> list[ScoredFace]:
-        detector, recipe = self.checkpoint.detector, self.checkpoint.info.crop
-        places = [(t, frames[position], face) for t in tracks for position, face in t.faces.items()]
-        inputs = [
-            to_input(align(frame.image, face.landmarks, recipe), detector.image_size)
-            for _, frame, face in places
-        ]
-        scores = sigmoid(score_images(detector, inputs, self.checkpoint.device))
-        scored = []
-        for (track, frame, face), image, score in zip(places, inputs, scores, strict=True):
+    def close(self) -> None:
+        """End the child processes; a later call starts new ones."""
+        self._children.close()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the scores of a file beside the model."""
+        limits = self.bounds.limits
+        return {
+            "frames": self._frames,
+            "max_faces": self.bounds.max_faces,
+            "max_frames": limits.max_frames,
+            "max_pixels": limits.max_pixels,
+            "max_bytes": limits.max_bytes,
+            "crop": self.checkpoint.info.crop.model_dump(),
+            "image_size": self.checkpoint.detector.image_size,
+            "device": self.checkpoint.device,
+        }
+
+    def look(self, path: Path, position: int = 0) -> Look:
+        """What a child is to do with a file."""
+        return Look(
+            path, path, self.checkpoint.info.crop, self.checkpoint.detector.image_size,
+            self._frames, self.bounds.max_faces, self.bounds.limits, position,
+        )  # fmt: skip
+
+    def score(self, look: Look, found: Seen | Unseen | Died) -> ScoredInput:
+        """What a child found, scored: always in the same batches, whatever else is scanned.
+
+        Errors: `Unreadable` where it found nothing to score.
+        """
+        if not isinstance(found, Seen):
+            sha256 = found.sha256 if isinstance(found, Unseen) else _sha256_if_readable(look)
+            raise Unreadable(f"{look.name}: {found.cause}", found.hint, sha256)
+        logits = score_images(self.checkpoint.detector, found.images, self.checkpoint.device)
+        places = [(track, *place) for track in found.tracks for place in track.faces.items()]
+        faces = []
+        for (track, position, face), image, score in zip(
+            places, found.images, sigmoid(logits), strict=True
+        ):
+            index, time_s = found.media.frames_used[position]
             box = [round(float(v), 1) for v in face.box_xyxy]
-            told = FrameScore(frame.index, round(frame.time_s, 3), box, round(float(score), 6))
-            scored.append(ScoredFace(track.track_id, face, image, told))
-        return scored
+            told = FrameScore(index, time_s, box, round(float(score), 6))
+            faces.append(ScoredFace(track.track_id, face, image, told))
+        return ScoredInput(
+            found.sha256, found.tracks, faces, len(found.media.frames_used), found.is_still,
+            found.warnings, self.checkpoint.info.calibration, found.media,
+        )  # fmt: skip
+
+
+def _sha256_if_readable(look: Look) -> str | None:
+    try:
+        return content_sha256(look.name, look.limits)
+    except DfdetectError:
+        return None
 
 
 def lasting(tracks: list[TrackScore], n_frames: int) -> list[TrackScore]:
@@ -110,14 +173,19 @@ def lasting(tracks: list[TrackScore], n_frames: int) -> list[TrackScore]:
 def attempts(
     inputs: Iterable[Path], work: Callable[[Path], T]
 ) -> Iterator[tuple[Path, T | DfdetectError]]:
-    """`work` on each input; one that fails gives its error and does not stop the rest."""
+    """`work` on each input; one that fails gives its error and does not stop the rest.
+
+    Errors: DfdetectError with ExitCode.ENVIRONMENT, which would stop the rest as well.
+    """
     for path in inputs:
         result: T | DfdetectError
         try:
             result = work(path)
         except DfdetectError as error:
+            if error.exit_code == ExitCode.ENVIRONMENT:
+                raise
             result = error
-        except Exception as error:  # a decoder's surprise on one file must not end the batch
+        except Exception as error:  # a surprise about one file must not end the batch
             if os.environ.get("DFDETECT_DEBUG"):
                 raise
             cause = f"{path}: unexpected {type(error).__name__}: {error}"

@@ -347,6 +347,14 @@ def content_sha256(path: Path, limits: Limits = Limits()) -> str:
         os.close(descriptor)
 
 
+def library_versions() -> dict[str, str]:
+    """Of what decodes."""
+    import PIL
+
+    libav = {k: ".".join(map(str, av.library_versions[k])) for k in ("libavformat", "libavcodec")}
+    return {"av": av.__version__, **libav, "pillow": PIL.__version__}
+
+
 def probe(path: str | Path) -> VideoInfo:
     """What the container says; reads headers only."""
     with open_media(path) as media:
@@ -558,20 +566,28 @@ class _Sound:
 
 
 class _Nameless:
-    """A file without a name, so that libav cannot look for its siblings."""
+    """A file without a name, so that libav cannot look for its siblings; with a place of its own,
+    so that sound and pictures are read side by side."""
 
     def __init__(self, descriptor: int) -> None:
-        self._file = os.fdopen(os.dup(descriptor), "rb", buffering=1 << 16)
-        self._file.seek(0)
+        self._file = os.fdopen(os.dup(descriptor), "rb", buffering=0)
+        self._size = os.fstat(descriptor).st_size
+        self._at = 0
 
     def read(self, size: int) -> bytes:
-        return self._file.read(size)
+        content = os.pread(self._file.fileno(), size, self._at)
+        self._at += len(content)
+        return content
 
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        if start + offset < 0:
+            raise ValueError("a place before the file's beginning")
+        self._at = start + offset
+        return self._at
 
     def tell(self) -> int:
-        return self._file.tell()
+        return self._at
 
     def close(self) -> None:
         self._file.close()

@@ -3,7 +3,7 @@ costs that one input: on this machine by Pebble's pool, on a cluster by Dask's s
 
 Decoders of strangers' files are native code; no `try` helps when they crash. The function and its
 inputs travel by pickle, so it must be a module's own. Children are forked from a server process
-that has imported `PRELOAD` once, so that starting one again costs milliseconds.
+that has imported that module once, so that starting one again costs milliseconds.
 """
 
 import ctypes
@@ -15,17 +15,18 @@ import resource
 import signal
 import threading
 import uuid
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from itertools import islice
-from multiprocessing import forkserver, resource_tracker
-from typing import Any, NamedTuple, TypeVar
+from multiprocessing import context, forkserver, popen_forkserver, resource_tracker, spawn
+from pathlib import Path
+from types import FunctionType, SimpleNamespace
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from dfdetect.errors import DfdetectError, ExitCode
-
-PRELOAD = ("dfdetect.cutting",)
 
 Input = TypeVar("Input")
 
@@ -56,11 +57,11 @@ def run_all(
     first = list(islice(waiting, workers))
     if not first:
         return
-    pool = _start_pool(min(workers, len(first)), max_memory_gb)
+    pool = _start_pool(function, min(workers, len(first)), max_memory_gb)
     running: dict[Future, Input] = {}
 
     def start(value: Input) -> None:
-        running[pool.schedule(_run, args=(function, value), timeout=max_seconds)] = value
+        running[_schedule(pool, function, value, max_seconds)] = value
 
     try:
         for value in (*first, *islice(waiting, workers)):
@@ -75,14 +76,49 @@ def run_all(
         pool.close()
     except BrokenProcessPool as error:
         names = ", ".join(sorted({str(value) for value in running.values()})[:4])
-        raise DfdetectError(
-            f"worker processes cannot be kept running ({error}), last at {names}",
-            "see whether memory or the number of processes is limited; finished work is kept",
-            ExitCode.ENVIRONMENT,
-        ) from error
+        raise _broken(error, names) from error
     finally:
         pool.stop()  # nobody waits for what is in hand: it has written nothing final
         pool.join()
+
+
+class Children(Generic[Input]):
+    """`children(value)` is `function(value)` in a child that stays for the next; any number of
+    threads may call, and wait for one of the `workers` to be free.
+
+    Errors: as `run_all`, when called.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Input], Any],
+        workers: int,
+        max_seconds: float,
+        max_memory_gb: float,
+    ) -> None:
+        self._function, self._workers = function, workers
+        self._max_seconds, self._max_memory_gb = max_seconds, max_memory_gb
+        self._lock = threading.Lock()
+        self._pool: Any = None
+        self._end: Callable[[], None] = lambda: None
+
+    def __call__(self, value: Input) -> Any | Died:
+        with self._lock:
+            if self._pool is None or not self._pool.active:
+                self.close()
+                self._pool = _start_pool(self._function, self._workers, self._max_memory_gb)
+                self._end = weakref.finalize(self, _stop, self._pool)
+            future = _schedule(self._pool, self._function, value, self._max_seconds)
+        try:
+            return _result(future, self._max_seconds, self._max_memory_gb)
+        except BrokenProcessPool as error:
+            raise _broken(error, str(value)) from error
+        finally:
+            future.cancel()  # where an interrupt ended the wait
+
+    def close(self) -> None:
+        """End the children; a later call starts new ones."""
+        self._end()
 
 
 def run_on_cluster(
@@ -167,22 +203,69 @@ def available_cores(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
     return n
 
 
-def _start_pool(workers: int, max_memory_gb: float) -> Any:
+def _start_pool(function: Callable, workers: int, max_memory_gb: float) -> Any:
     from pebble import ProcessPool
 
-    context = multiprocessing.get_context("forkserver")  # a forked torch may hang, and is large
-    context.set_forkserver_preload(list(PRELOAD))
-    _start_server(context)
+    with _starting:
+        _CONTEXT.set_forkserver_preload([function.__module__])
+        _start_server()
     return ProcessPool(
-        workers, initializer=_prepare_child, initargs=(max_memory_gb,), context=context
+        workers, initializer=_prepare_child, initargs=(max_memory_gb,), context=_CONTEXT
     )
 
 
-def _start_server(context: Any) -> None:
+def _schedule(pool: Any, function: Callable, value: Any, max_seconds: float) -> Future:
+    return pool.schedule(_run, args=(function, value, max_seconds), timeout=max_seconds)
+
+
+def _stop(pool: Any) -> None:
+    pool.stop()
+    pool.join()
+
+
+def _broken(error: Exception, names: str) -> DfdetectError:
+    return DfdetectError(
+        f"worker processes cannot be kept running ({error}), last at {names}",
+        "see whether memory or the number of processes is limited; finished work is kept",
+        ExitCode.ENVIRONMENT,
+    )
+
+
+class _Popen(popen_forkserver.Popen):
+    """Starts a child that does not import the main module again, as multiprocessing has it do for
+    the sake of functions defined there: a script that scans a file outside of
+    `if __name__ == "__main__"` would scan it again in every child."""
+
+    @staticmethod
+    def _without_main(name: str) -> dict[str, Any]:
+        told = spawn.get_preparation_data(name)
+        return {key: value for key, value in told.items() if not key.startswith("init_main")}
+
+    _launch = FunctionType(
+        popen_forkserver.Popen._launch.__code__,
+        vars(popen_forkserver) | {"spawn": SimpleNamespace(get_preparation_data=_without_main)},
+    )
+
+
+class _Process(context.ForkServerProcess):
+    @staticmethod
+    def _Popen(process: Any) -> _Popen:
+        return _Popen(process)
+
+
+class _Context(context.ForkServerContext):  # a forked torch may hang, and is large
+    Process = _Process
+
+
+_CONTEXT = _Context()
+_starting = threading.Lock()
+
+
+def _start_server() -> None:
     """Start the server and wait until it has imported, so that a signal in these seconds finds
     nothing half made. Ctrl-C reaches the whole group of processes; the server and its children
     must not answer it: what is blocked stays blocked in whatever is started."""
-    first = context.Process(target=int, daemon=True)
+    first = _CONTEXT.Process(target=int, daemon=True)
     try:
         resource_tracker.ensure_running()  # which unblocks signals when it starts
         before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
@@ -243,11 +326,20 @@ def _data_bytes() -> int:
         return next(int(line.split()[1]) for line in status if line.startswith("VmData")) * 1024
 
 
-def _run(function: Callable[[Input], Any], value: Input) -> Any:
+def _run(function: Callable[[Input], Any], value: Input, max_seconds: float) -> Any:
+    limit_cpu(max_seconds * (os.cpu_count() or 1))
     try:
         return function(value)
     finally:
         _return_memory()
+
+
+def limit_cpu(seconds: float) -> None:
+    """The kernel ends this process after so much more work, also where nobody watches the clock."""
+    used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+    with suppress(OSError, ValueError):
+        hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+        resource.setrlimit(resource.RLIMIT_CPU, (int(used + seconds) + 1, hard))
 
 
 def _return_memory() -> None:
@@ -279,9 +371,9 @@ def _run_in_child(
             # Dask marks workers daemonic, which forbids children only so that none is left over;
             # ours die with their server, and that with this process.
             multiprocessing.current_process()._config["daemon"] = False
-            _pools[run] = _start_pool(get_worker().state.nthreads, max_memory_gb)
+            _pools[run] = _start_pool(function, get_worker().state.nthreads, max_memory_gb)
         pool = _pools[run]
-    future = pool.schedule(_run, args=(function, value), timeout=max_seconds)
+    future = _schedule(pool, function, value, max_seconds)
     return _result(future, max_seconds, max_memory_gb)
 
 

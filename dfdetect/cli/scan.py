@@ -3,6 +3,8 @@
 import codecs
 import os
 import sys
+from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +14,7 @@ from dfdetect.cli.edge import (
     INPUT,
     MODEL,
     OUTPUT,
+    RUNTIME,
     Device,
     Json,
     Quiet,
@@ -20,7 +23,8 @@ from dfdetect.cli.edge import (
     show,
     show_json,
 )  # fmt: skip
-from dfdetect.errors import DfdetectError, ExitCode, unknown
+from dfdetect.errors import DfdetectError, ExitCode, printable, unknown
+from dfdetect.files import write_whole
 
 FAIL_ON = ("likely-fake", "inconclusive")
 
@@ -48,16 +52,66 @@ def scan(
             help="Exit 1 if a verdict is likely-fake (or inconclusive).", rich_help_panel=OUTPUT
         ),
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Results as JSON lines; what they hold is not scanned again.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    csv: Annotated[
+        Path | None, typer.Option(help="A table with a row per input.", rich_help_panel=OUTPUT)
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     device: Device = "auto",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Processes that decode; default one per core.", rich_help_panel=RUNTIME
+        ),
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help="A Dask scheduler, as tcp://HOST:8786, whose workers decode.",
+            rich_help_panel=RUNTIME,
+        ),
+    ] = None,
+    retry_failed: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failed", help="Scan again what failed in --out.", rich_help_panel=RUNTIME
+        ),
+    ] = False,
+    max_frames: Annotated[
+        int, typer.Option(min=1, help="Decode no more of a video.", rich_help_panel=RUNTIME)
+    ] = 20_000,
+    max_faces: Annotated[
+        int, typer.Option(min=1, help="Judge no more in a frame.", rich_help_panel=RUNTIME)
+    ] = 20,
+    max_megapixels: Annotated[
+        float,
+        typer.Option(min=0.01, help="Refuse larger pictures and frames.", rich_help_panel=RUNTIME),
+    ] = 40,
+    max_gigabytes: Annotated[
+        float, typer.Option(min=0.001, help="Refuse larger files.", rich_help_panel=RUNTIME)
+    ] = 4,
+    max_seconds: Annotated[
+        float, typer.Option(min=1, help="Give up on a file after.", rich_help_panel=RUNTIME)
+    ] = 600,
+    max_memory: Annotated[
+        float,
+        typer.Option(min=0.1, help="GB that decoding a file may need.", rich_help_panel=RUNTIME),
+    ] = 4,
 ) -> None:
     """Judge whether the faces in videos and photos are real.
 
     Example: dfdetect scan video.mp4 --model runs/qad
 
     The call is likely-fake, likely-real, inconclusive or no-face. Exit 0 whatever it is, unless
-    --fail-on is given; 3 if some of several inputs could not be read.
+    --fail-on is given; 3 if some of several inputs could not be read. A long batch is interrupted
+    and continued with --out results.jsonl.
     """
     named = _inputs(inputs or [], files_from)
     if fail_on is not None and fail_on not in FAIL_ON:
@@ -68,29 +122,56 @@ def scan(
             "pass --model RUN; make one with `dfdetect train`, or try `dfdetect demo`, "
             "which trains a tiny one in ./dfdetect-demo/run",
         )
+    if retry_failed and out is None:
+        raise DfdetectError("--retry-failed without --out", "name the file of results with --out")
+    from dfdetect.records import Records, as_csv, readable, row
     from dfdetect.scanning import Scanner, scan_many
-    from dfdetect.scoring import expand_inputs
+    from dfdetect.scoring import Bounds, expand_inputs
+    from dfdetect.video import Limits
 
-    scanner = Scanner(model, frames, device)
+    limits = Limits(int(max_gigabytes * 2**30), int(max_megapixels * 1e6), max_frames)
+    scanner = Scanner(model, frames, device, Bounds(limits, max_faces, max_seconds, max_memory))
     paths = list(expand_inputs(named))
     outcomes: list[str] = []
-    with progress("scan", quiet or as_json or len(paths) == 1) as update:
+    rows: list[tuple] = []
+    with ExitStack() as stack:
+        held = out and stack.enter_context(Records(out, scanner.settings_sha256, retry_failed))
+        silent = quiet or as_json or len(paths) == 1
+        update = stack.enter_context(progress("scan", silent))
+
+        def tell(path: Path, record: dict) -> None:
+            outcomes.append(record.get("call", "error"))
+            update(len(outcomes), len(paths), path.name)
+            if csv:
+                rows.append(row(record))
+            if as_json:
+                show_json(record)
 
         def report(path: Path, result) -> None:
             failed = isinstance(result, DfdetectError)
-            outcomes.append("error" if failed else result.call)
-            update(len(outcomes), len(paths), path.name)
-            if as_json:
-                show_json(_error_json(path, result) if failed else _readable(result.as_json()))
-            elif failed:
+            record = scanner.error_json(path, result) if failed else result.as_json()
+            record = readable(record)
+            if held:
+                held.add(record)
+            tell(path, record)
+            if failed and not as_json:
                 complain(result.line)
-            else:
+            elif not as_json and not out:
                 from dfdetect.reports.table import verdict_panel
 
                 show(verdict_panel(result))
 
-        scan_many(scanner, paths, report)
+        todo = held.missing(paths, tell) if held else paths
+        scan_many(scanner, todo, report, workers or os.cpu_count() or 1, cluster)
+    if csv:
+        write_whole(csv, as_csv(rows))
+    if out and not as_json:
+        show(f"{printable(out)}: {_counted(outcomes)}")
     raise typer.Exit(_exit_code(outcomes, fail_on))
+
+
+def _counted(outcomes: list[str]) -> str:
+    return ", ".join(f"{n} {outcome}" for outcome, n in sorted(Counter(outcomes).items()))
 
 
 def _inputs(inputs: list[Path], files_from: str | None) -> list[Path]:
@@ -120,24 +201,3 @@ def _exit_code(outcomes: list[str], fail_on: str | None) -> int:
     if "error" in outcomes:
         return ExitCode.INPUT if len(outcomes) == 1 else ExitCode.PARTIAL
     return ExitCode.OK
-
-
-def _error_json(path: Path, error: DfdetectError) -> dict:
-    from dfdetect.results import SCHEMA_VERSION
-
-    return _readable(
-        {
-            "schema_version": SCHEMA_VERSION,
-            "input": str(path),
-            "error": {"message": error.message, "hint": error.hint},
-        }
-    )
-
-
-def _readable(value):
-    """Undecodable bytes of file names as \\udcXX text, so that every line is valid UTF-8 JSON."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode()
-    if isinstance(value, dict):
-        return {key: _readable(inner) for key, inner in value.items()}
-    return [_readable(inner) for inner in value] if isinstance(value, list) else value
