@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 
 from dfdetect import __version__
-from dfdetect.checkpoint import Checkpoint
+from dfdetect.checkpoint import Model
 from dfdetect.errors import DfdetectError
 from dfdetect.examining import Look, examine
 from dfdetect.faces import Track
@@ -47,7 +47,7 @@ class Scanner:
 
     def __init__(
         self,
-        model: str | Path | Checkpoint,
+        model: str | Path | Model,
         frames: int = 32,
         device: str = "auto",
         bounds: Bounds = Bounds(),
@@ -177,9 +177,9 @@ class Scanner:
 
 
 def scan(
-    path: str | Path, model: str | Path | Checkpoint, frames: int = 32, device: str = "auto"
+    path: str | Path, model: str | Path | Model, frames: int = 32, device: str = "auto"
 ) -> Verdict:
-    """Scan one video or picture with a run folder, a detector.safetensors or a loaded Checkpoint.
+    """Scan one video or picture with a run folder, a detector.safetensors or a loaded model.
 
     For many inputs make one `Scanner` and call it. Errors: DfdetectError.
     """

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from dfdetect.checkpoint import Calibration, Checkpoint, load_checkpoint
+from dfdetect.checkpoint import Calibration, Model, load_checkpoint
 from dfdetect.errors import DfdetectError, ExitCode
 from dfdetect.examining import Look, Seen, Unseen, examine
 from dfdetect.faces import Face, Track
-from dfdetect.results import FrameScore, MediaFacts, TrackScore, score_images, sigmoid
+from dfdetect.results import FrameScore, MediaFacts, TrackScore, sigmoid
 from dfdetect.video import Limits, content_sha256, media_below
 from dfdetect.workers import Children, Died
 
@@ -86,7 +86,7 @@ class FaceScorer:
 
     def __init__(
         self,
-        model: str | Path | Checkpoint,
+        model: str | Path | Model,
         frames: int = 32,
         device: str = "auto",
         bounds: Bounds = Bounds(),
@@ -97,7 +97,7 @@ class FaceScorer:
 
         Errors: DfdetectError for a checkpoint that cannot be used.
         """
-        loaded = isinstance(model, Checkpoint)
+        loaded = isinstance(model, Model)
         self.checkpoint = model if loaded else load_checkpoint(model, device)
         self.bounds = bounds
         self._frames = frames
@@ -123,14 +123,15 @@ class FaceScorer:
             "max_pixels": limits.max_pixels,
             "max_bytes": limits.max_bytes,
             "crop": self.checkpoint.info.crop.model_dump(),
-            "image_size": self.checkpoint.detector.image_size,
+            "image_size": self.checkpoint.image_size,
+            "engine": self.checkpoint.engine,
             "device": self.checkpoint.device,
         }
 
     def look(self, path: Path, position: int = 0) -> Look:
         """What a child is to do with a file."""
         return Look(
-            path, path, self.checkpoint.info.crop, self.checkpoint.detector.image_size,
+            path, path, self.checkpoint.info.crop, self.checkpoint.image_size,
             self._frames, self.bounds.max_faces, self.bounds.limits, position,
         )  # fmt: skip
 
@@ -142,7 +143,7 @@ class FaceScorer:
         if not isinstance(found, Seen):
             sha256 = found.sha256 if isinstance(found, Unseen) else _sha256_if_readable(look)
             raise Unreadable(f"{look.name}: {found.cause}", found.hint, sha256)
-        logits = score_images(self.checkpoint.detector, found.images, self.checkpoint.device)
+        logits = self.checkpoint.logits(found.images)
         places = [(track, *place) for track in found.tracks for place in track.faces.items()]
         faces = []
         for (track, position, face), image, score in zip(

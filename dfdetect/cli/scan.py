@@ -128,6 +128,7 @@ def scan(
     from dfdetect.scanning import Scanner, scan_many
     from dfdetect.scoring import Bounds, expand_inputs
     from dfdetect.video import Limits
+    from dfdetect.workers import available_cores
 
     limits = Limits(int(max_gigabytes * 2**30), int(max_megapixels * 1e6), max_frames)
     scanner = Scanner(model, frames, device, Bounds(limits, max_faces, max_seconds, max_memory))
@@ -162,7 +163,7 @@ def scan(
                 show(verdict_panel(result))
 
         todo = held.missing(paths, tell) if held else paths
-        scan_many(scanner, todo, report, workers or os.cpu_count() or 1, cluster)
+        scan_many(scanner, todo, report, workers or available_cores(), cluster)
     if csv:
         write_whole(csv, as_csv(rows))
     if out and not as_json:
