@@ -195,13 +195,13 @@ def verdict_panel(verdict) -> Panel:
     if verdict.experimental:
         lines[0].append("   experimental", style="bold yellow")
     if verdict.score is not None:
-        score = f"{verdict.score_meaning}: {_probability(verdict.score)}"
-        lines[0].append(f"   {score}, threshold {_probability(verdict.threshold)}", style="default")
+        score = f"{verdict.score_meaning}: {probability(verdict.score)}"
+        lines[0].append(f"   {score}, threshold {probability(verdict.threshold)}", style="default")
     for track in verdict.tracks[:5]:
         times = f"{track.frames[0].time_s:.1f} to {track.frames[-1].time_s:.1f} s"
         n_frames = len(track.frames)
         where = f"over {n_frames} frames, {times}" if n_frames > 1 else "in 1 frame"
-        line = Text(f"face {track.track}: {_probability(track.score)} {where} ")
+        line = Text(f"face {track.track}: {probability(track.score)} {where} ")
         lines.append(line.append(sparkline([frame.score for frame in track.frames])))
     if len(verdict.tracks) > 5:
         lines.append(Text(f"and {len(verdict.tracks) - 5} more faces (--json lists all)"))
@@ -236,14 +236,17 @@ def calibration_tables(calibration, title: str) -> RenderableType:
         for b in (by_low.get(low) for by_low in found):
             cells += [f"{b.share:.1%}", _three(b.score), _three(b.fake)] if b else ["-"] * 3
         bins.add_row(f"{low:.1f} to {low + 0.1:.1f}", *cells)
-    aucs = Table(title="video AUC, which calibration leaves as it is", title_justify="left")
-    aucs.add_column("quality")
-    for heading in ("n real/fake", "AUC", "middle 95 %"):
-        aucs.add_column(heading, justify="right")
+    by_quality = Table(title="videos by quality, with 95 % intervals", title_justify="left")
+    by_quality.add_column("quality")
+    for heading in ("n real/fake", "AUC", "EER", "real above the threshold,\nleft out of the fit"):
+        by_quality.add_column(heading, justify="right")
     for quality in ordered(c.auc):
         bounds, n = c.auc[quality], c.n_videos[quality]
-        within = f"{_three(bounds.low)}..{_three(bounds.high)}"
-        aucs.add_row(printable(quality), f"{n['real']}/{n['fake']}", _three(bounds.auc), within)
+        rates = [f"{_three(bounds.auc)} {_three(bounds.low)}..{_three(bounds.high)}"]
+        for found in (c.eer.get(quality), c.false_positives.get(quality)):
+            within = f" {_three(found.low)}..{_three(found.high)}" if found else ""
+            rates.append(_three(found and found.rate) + within)
+        by_quality.add_row(printable(quality), f"{n['real']}/{n['fake']}", *rates)
     formula = (
         f"sigmoid({c.slope:.3f} x logit of the score {c.intercept:+.3f} + log odds of the prior)"
         if c.slope
@@ -252,19 +255,19 @@ def calibration_tables(calibration, title: str) -> RenderableType:
     lines = [
         f"{c.method}: {c.meaning} = {formula}"
         + (f"; temperature {1 / c.slope:.3f}" if c.method == "temperature" and c.slope else ""),
-        f"scan: threshold {_probability(c.threshold)}, chosen for {100 * c.fpr:g}% false "
+        f"scan: threshold {probability(c.threshold)}, chosen for {100 * c.fpr:g}% false "
         "positives, each video at its worst quality",
         "scan: " + ("" if c.band else "inconclusive only; ") + c.basis,
     ]
     if c.band:
         low, high = c.band
-        real = f"likely-real below {_probability(low)}" if low > 0 else "never likely-real"
-        fake = f"likely-fake above {_probability(high)}" if high < 1 else "never likely-fake"
+        real = f"likely-real below {probability(low)}" if low > 0 else "never likely-real"
+        fake = f"likely-fake above {probability(high)}" if high < 1 else "never likely-fake"
         lines.append(f"scan: {real}, {fake}, inconclusive between")
     if c.least_face_px is not None:
         lines.append(f"scan: inconclusive for faces less than {c.least_face_px:.0f} px wide")
     experimental = [Text(f"experimental: {reason}", "bold yellow") for reason in c.experimental]
-    return Group(figures, bins, aucs, *map(Text, lines), *experimental)
+    return Group(figures, bins, by_quality, *map(Text, lines), *experimental)
 
 
 def sparkline(scores: Sequence[float]) -> str:
@@ -365,7 +368,7 @@ def _with_interval(figure) -> str:
     return _three(figure.auc) + below
 
 
-def _probability(value: float) -> str:
+def probability(value: float) -> str:
     """Three decimals, and of what is rarer two digits."""
     return f"{value:.3f}" if value >= 0.01 or value == 0 else f"{value:.2g}"
 

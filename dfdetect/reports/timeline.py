@@ -6,6 +6,7 @@ the face was in both, and left out where it was lost.
 
 from collections.abc import Sequence
 from itertools import pairwise
+from statistics import median
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
@@ -45,15 +46,19 @@ def thinned(scores: Sequence[float], n: int) -> list[float]:
 
 
 def peaks(scores: Sequence[float], n: int) -> list[int]:
-    """Positions of the `n` highest scores (fewer, if there are not so many), in order.
+    """Positions of up to `n` highest scores, in order.
 
-    Two of them are at least 1/(2n) of the whole apart, so that one moment does not take them all;
-    of equal scores the first counts.
+    None is below the median, and two are at least 1/(2n) of the whole apart, so that one moment
+    does not take them all; of equal scores the first counts.
     """
-    apart = max(1, len(scores) // (2 * n))
+    apart, least = max(1, len(scores) // (2 * n)), median(scores)
     chosen: list[int] = []
     for i in sorted(range(len(scores)), key=lambda i: (-scores[i], i)):
-        if len(chosen) < n and all(abs(i - other) >= apart for other in chosen):
+        if (
+            len(chosen) < n
+            and scores[i] >= least
+            and all(abs(i - other) >= apart for other in chosen)
+        ):
             chosen.append(i)
     return sorted(chosen)
 
