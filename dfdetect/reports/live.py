@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dfdetect.errors import printable
-from dfdetect.reports.table import sparkline
+from dfdetect.reports.timeline import sparkline
 
 WIDTH = 88
 """Columns of the view at most: a terminal that is made narrower later than this wraps no line."""

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from dfdetect.errors import printable
 from dfdetect.quality import ordered
+from dfdetect.reports.timeline import Sparkline
 
 COLUMNS_PER_TABLE = 6
 CALL_STYLE = {
@@ -191,18 +192,22 @@ def _diagonal_line(group: Sequence) -> str:
 
 def verdict_panel(verdict) -> Panel:
     """A short panel: the call, the score against the threshold, the faces, the warnings."""
-    lines = [Text(verdict.call, style=CALL_STYLE[verdict.call])]
+    first = Text(verdict.call, style=CALL_STYLE[verdict.call])
+    lines: list[RenderableType] = [first]
     if verdict.experimental:
-        lines[0].append("   experimental", style="bold yellow")
+        first.append("   experimental", style="bold yellow")
     if verdict.score is not None:
         score = f"{verdict.score_meaning}: {probability(verdict.score)}"
-        lines[0].append(f"   {score}, threshold {probability(verdict.threshold)}", style="default")
+        first.append(f"   {score}, threshold {probability(verdict.threshold)}", style="default")
+    faces = Table.grid(padding=(0, 2, 0, 0))
     for track in verdict.tracks[:5]:
         times = f"{track.frames[0].time_s:.1f} to {track.frames[-1].time_s:.1f} s"
         n_frames = len(track.frames)
         where = f"over {n_frames} frames, {times}" if n_frames > 1 else "in 1 frame"
-        line = Text(f"face {track.track}: {probability(track.score)} {where} ")
-        lines.append(line.append(sparkline([frame.score for frame in track.frames])))
+        head = f"face {track.track}: {probability(track.score)} {where}"
+        faces.add_row(head, track.call, Sparkline([frame.score for frame in track.frames]))
+    if verdict.tracks:
+        lines.append(faces)
     if len(verdict.tracks) > 5:
         lines.append(Text(f"and {len(verdict.tracks) - 5} more faces (--json lists all)"))
     lines += [Text(f"experimental: {reason}") for reason in verdict.experimental or ()]
@@ -268,11 +273,6 @@ def calibration_tables(calibration, title: str) -> RenderableType:
         lines.append(f"scan: inconclusive for faces less than {c.least_face_px:.0f} px wide")
     experimental = [Text(f"experimental: {reason}", "bold yellow") for reason in c.experimental]
     return Group(figures, bins, by_quality, *map(Text, lines), *experimental)
-
-
-def sparkline(scores: Sequence[float]) -> str:
-    """Scores 0..1 as bars, one character each."""
-    return "".join("▁▂▃▄▅▆▇█"[min(7, int(8 * score))] for score in scores)
 
 
 def audit_table(findings: Sequence) -> Table:
