@@ -10,6 +10,7 @@ from dfdetect.cli.demo import demo
 from dfdetect.cli.edge import EdgeGroup
 from dfdetect.cli.eval import eval_
 from dfdetect.cli.explain import explain
+from dfdetect.cli.export import export
 from dfdetect.cli.forge import forge
 from dfdetect.cli.info import info
 from dfdetect.cli.prepare import prepare
@@ -59,6 +60,7 @@ app.command()(publish)
 app.command()(sweep)
 app.command()(scan)
 app.command()(explain)
+app.command()(export)
 app.command()(forge)
 app.command()(presets)
 app.command()(info)
