@@ -33,13 +33,13 @@ from dfdetect.files import (
 )
 from dfdetect.forgeries import NEEDS_DECODERS, NEEDS_PARTNER, SHELF
 from dfdetect.forgeries.base import Bank, Decoder, Forged, Portrait
+from dfdetect.forging import DECODERS, FaceCrop, store_decoders
 from dfdetect.manifest import folder_key, part_path, read_table, write_part
 from dfdetect.quality import Quality, jpeg_round_trip, parse_qualities
 from dfdetect.video import open_media, through_h264
 
-DECODERS = "decoders.safetensors"
-MOST_FACES = 600
-"""Faces that decoders are trained on, one of each video as far as that goes."""
+DECODER_STEPS = 500
+"""Of training each decoder."""
 SUFFIX = "+forged"
 """Ends the name of the dataset of forged crops."""
 DRAWS = 3
@@ -330,36 +330,23 @@ def _decoders(
 ) -> Sequence[Decoder]:  # fmt: skip
     if not NEEDS_DECODERS & set(names):
         return ()
-    from dfdetect.forgeries.decoders import load_decoders, train_decoders
+    from dfdetect.forgeries.decoders import load_decoders
 
     path = given or out / DECODERS
     if not given and not path.exists():
-        rows = _spread_rows([face for face in faces if face.split == "train"])
-        portraits = []
-        for row in rows:
-            try:
-                crop = read_crop(source / row["path"])
-            except DfdetectError:  # told of when its own face is made
-                continue
-            portraits.append(Portrait(crop, recipe.landmarks_in_crop(row["landmarks"])))
-        train_decoders(
-            portraits, path, seed, on_step=lambda n, total: on_done(n, total, "training decoders")
+        crops = [
+            [FaceCrop(source / r["path"], recipe.landmarks_in_crop(r["landmarks"])) for r in f.rows]
+            for f in faces
+            if f.split == "train"
+        ]
+        store_decoders(
+            crops,
+            path,
+            seed,
+            DECODER_STEPS,
+            lambda n, total: on_done(n, total, "training decoders"),
         )
     return load_decoders(path)
-
-
-def _spread_rows(faces: Sequence[_Face]) -> list[Row]:
-    """Up to MOST_FACES: the middle frame of every face, or of evenly many of them; of few faces
-    several frames."""
-    if not faces:
-        return []
-    each = max(1, MOST_FACES // len(faces))
-    rows = []
-    for face in faces:
-        n = min(each, len(face.rows))
-        rows += [face.rows[(2 * i + 1) * len(face.rows) // (2 * n)] for i in range(n)]
-    step = max(1, -(-len(rows) // MOST_FACES))
-    return rows[::step]
 
 
 def _write_recipe(

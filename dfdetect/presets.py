@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from dfdetect.errors import DfdetectError, unknown
 from dfdetect.files import read_yaml
@@ -77,7 +84,15 @@ class Forge(_Section):
     forgeries: dict[str, Weight] = Field(
         {"self-blend": 1.0}, description="how often each is drawn, relative to the others"
     )
-    decoders: str = Field("", description="file of trained decoders, for reconstruct")
+    only: bool = Field(
+        False, description="train on reals and their forgeries alone; fakes of the data only in val"
+    )
+    decoders: str = Field(
+        "", description="file of trained decoders, for reconstruct; without one the run trains them"
+    )
+    decoder_steps: int = Field(
+        500, ge=1, description="steps of training each decoder, some 0.06 s of a core each"
+    )
 
     @field_validator("forgeries")
     @classmethod
@@ -85,6 +100,12 @@ class Forge(_Section):
         if not value:
             raise ValueError("at least one forgery is needed")
         return value
+
+    @model_validator(mode="after")
+    def _something(self) -> "Forge":
+        if self.only and not self.share:
+            raise ValueError("only=true without a share of forgeries leaves no fake to train on")
+        return self
 
 
 class Augment(_Section):

@@ -7,7 +7,7 @@ torch.distributed, so that methods and scoring need no accelerate.
 
 import atexit
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -93,6 +93,24 @@ def together() -> Iterator[None]:
     for found in objects_of_all(error):
         if found:
             raise found
+
+
+def main_alone(work: Callable[[Callable[[], None]], None]) -> None:
+    """Rank 0 does `work(go_on)` while the others wait; it calls `go_on()` every few minutes, as
+    processes that wait for too long give up. A DfdetectError of it is raised by all."""
+
+    def go_on() -> None:
+        objects_of_all(True)
+
+    with together():
+        if processes().is_main:
+            try:
+                work(go_on)
+            finally:
+                objects_of_all(False)
+        else:
+            while objects_of_all(None)[0]:  # told to wait on
+                pass
 
 
 def share_of(items: Sequence[Any], who: Processes | None = None) -> Sequence[Any]:

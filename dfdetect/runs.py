@@ -1,7 +1,7 @@
 """A run's folder: what it holds, who may go on with it, and the states it goes on from.
 
     RUN/preset.yaml (resolved)  run.json  metrics.jsonl  timing.jsonl  detector.safetensors
-    RUN/resume/state-00001200.pt
+    RUN/resume/state-00001200.pt  RUN/decoders.safetensors (where it trained some to forge with)
 
 A state is everything that the next step depends on. It carries a hash of itself, and the state
 before it is kept, so that damage to the newest costs some steps and never the run. metrics.jsonl
@@ -172,7 +172,7 @@ def refuse_other_preset(out: Path, preset: Preset) -> None:
     """Errors: DfdetectError with both values if the run in `out` was begun with another preset."""
     before = stored_run(out).preset
     if before != preset:
-        then, now = (_leaves(p.model_dump(mode="json")) for p in (before, preset))
+        then, now = (leaves(p.model_dump(mode="json")) for p in (before, preset))
         key = next(k for k in (*then, *now) if then.get(k) != now.get(k))
         raise DfdetectError(
             f"{out}: the run has {key} = {then.get(key)}, now asked for {now.get(key)}",
@@ -319,7 +319,7 @@ def _read_state(path: Path, preset: Preset) -> State:
         raise _Damaged(f"has format {written_by}, this dfdetect reads {STATE_FORMAT}")
     if lacks:
         raise _Damaged(f"lacks {', '.join(sorted(lacks))}")
-    if state["preset"] != preset.model_dump(mode="json"):
+    if not _began_with(state, preset):
         raise _Damaged("belongs to another run")
     tensors = [*state["method"].values(), *(state["average"] or {}).values()]
     if not all(torch.isfinite(t).all() for t in tensors if t.is_floating_point()):
@@ -327,10 +327,19 @@ def _read_state(path: Path, preset: Preset) -> State:
     return state
 
 
-def _leaves(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _began_with(state: State, preset: Preset) -> bool:
+    """Also where the state was saved before the preset had all its options of today."""
+    try:
+        return check_preset(state["preset"], "a state") == preset
+    except DfdetectError:
+        return False
+
+
+def leaves(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{a: {b: 1}} -> {"a.b": 1}."""
     flat: dict[str, Any] = {}
     for key, value in content.items():
         flat |= (
-            _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+            leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
         )
     return flat

@@ -38,6 +38,7 @@ from dfdetect.data import (
     FORGED,
     Batch,
     Draws,
+    Forging,
     Loader,
     PairedCrops,
     default_workers,
@@ -47,11 +48,25 @@ from dfdetect.detector import Detector
 from dfdetect.errors import DfdetectError, ExitCode
 from dfdetect.files import cannot_write, folder_lock
 from dfdetect.footprint import LARGE, Footprint, measure
-from dfdetect.forging import domains_with_forged, training_forging
+from dfdetect.forging import (
+    DECODERS,
+    domains_with_forged,
+    real_faces,
+    store_decoders,
+    training_forging,
+    trains_decoders,
+)
 from dfdetect.methods import StepLoss, make_method, method_options
 from dfdetect.optim import make_optimizer, make_scheduler, moving_average
 from dfdetect.presets import Preset
-from dfdetect.processes import join, processes, share_of, take_from_main, together
+from dfdetect.processes import (
+    join,
+    main_alone,
+    processes,
+    share_of,
+    take_from_main,
+    together,
+)
 from dfdetect.results import Prediction, Scorer
 from dfdetect.runs import (
     State,
@@ -114,7 +129,9 @@ def plan_training(
     rows = load_training_data(preset, data, allow_audit_fail)
     kind, options = method_options(preset)
     domains = domains_with_forged(kind.domains(options, rows.domains), rows)
-    crops = _paired(preset, rows, domains)
+    forging = training_forging(preset.augment.forge, rows, Path())
+    # What a step takes does not depend on how a fake looks, and its decoders may not be there yet.
+    crops = _paired(preset, rows, domains, forging and forging._replace(forge=_unforged))
     set_seed(preset.seed)
     method = make_method(preset, len(domains)).to(device)
     per_epoch = _steps_per_epoch(preset, len(crops), 1)
@@ -151,6 +168,9 @@ def train(
     `workers` load crops (default: as the machine's cores allow). The state to resume from is saved
     after each validation, when interrupted, and every `save_minutes` between.
 
+    Where `augment.forge` needs decoders and names none, they are trained first, on the reals of
+    the train split, and kept in `out`; a resumed run finds them there.
+
     Started by `torchrun` or `accelerate launch`, the processes share the work: each step takes
     `batch_size` samples in each of them, and the one of rank 0 writes and calls `on_event`.
 
@@ -181,6 +201,9 @@ def train(
                 forget_after(out, state)
             elif who.is_main:
                 begin_run(out, preset, data, rows, who.n, allow_audit_fail)
+        if trains_decoders(preset.augment.forge):
+            note = _teller(on_event, "note")
+            main_alone(lambda go_on: _train_decoders(preset, rows, out, resume, note, go_on))
         return run.go()
 
 
@@ -216,7 +239,8 @@ class _Run:
         self.method.autocast = accelerator.autocast
         if accelerator.scaler:
             self.method.loss_scale = accelerator.scaler.get_scale
-        self.crops = _paired(preset, rows, self.domains)
+        forging = training_forging(preset.augment.forge, rows, out)
+        self.crops = _paired(preset, rows, self.domains, forging)
         self.groups: dict[str, int] | None = None  # of the fakes' videos, where they are found
         whole_parts = len(self.crops) // self.n_ranks // preset.accumulate * preset.accumulate
         self.batch_size = max(2 * preset.accumulate, min(preset.batch_size, whole_parts))
@@ -729,11 +753,35 @@ def _with_weights(preset: Preset, weights: str | None) -> Preset:
     return preset.model_copy(update={"backbone": backbone})
 
 
-def _paired(preset: Preset, rows: TrainingData, domains: Sequence[str]) -> PairedCrops:
+def _paired(
+    preset: Preset, rows: TrainingData, domains: Sequence[str], forging: Forging | None
+) -> PairedCrops:
     return PairedCrops(
         rows.train, preset.qualities, domains, preset.image_size, preset.augment, preset.seed,
-        training_forging(preset.augment.forge, rows),
+        forging,
     )  # fmt: skip
+
+
+def _unforged(crop: np.ndarray, *_: object) -> np.ndarray:
+    return crop
+
+
+def _train_decoders(
+    preset: Preset, rows: TrainingData, out: Path, resume: bool, note: Callable[[str], None],
+    go_on: Callable[[], None],
+) -> None:  # fmt: skip
+    """Into the run's folder; what a run that is resumed has trained before stays."""
+    path, n_steps = out / DECODERS, preset.augment.forge.decoder_steps
+    if resume and path.exists():
+        return
+
+    def told(n_done: int, n_total: int) -> None:
+        if n_done % n_steps == 0:
+            note(f"trained decoder {n_done // n_steps} of {n_total // n_steps}, to forge with")
+            go_on()
+
+    with in_its_folder(out):
+        store_decoders(real_faces(rows), path, preset.seed, n_steps, told)
 
 
 def _steps_per_epoch(preset: Preset, n_samples: int, n_ranks: int) -> int:

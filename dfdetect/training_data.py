@@ -84,9 +84,9 @@ def load_training_data(
                 f"prepare it with --qualities {to_prepare(preset.qualities)}, "
                 "or --set qualities=...",
             )
-        kept = [s for s in wanted if s.split in ("train", "val")]
+        kept = rows_used(found, preset)
         if forges:
-            kept = [s for s in kept if s.split == "val"] + _raw(found, folder)
+            _refuse_without_raw(found, kept, preset.augment.forge.only, folder)
             landmarks |= _landmarks(folder, crops[folder], prefix)
         # Of the test split only the names are looked at: nobody in it may be trained on.
         pairs = {(tuple(f"{s.dataset}/{i}" for i in s.identities), s.split) for s in found}
@@ -139,15 +139,26 @@ def load_training_data(
     )
 
 
-def _raw(found: Sequence[Sample], folder: Path) -> list[Sample]:
-    """The raw rows to train on. Errors: DfdetectError for samples that have none."""
+def rows_used(found: Sequence[Sample], preset: Preset) -> list[Sample]:
+    """The rows of a folder that a preset trains and validates on, apart from what it leaves out."""
+    forge = preset.augment.forge
+    rows = [s for s in at_qualities(found, preset.qualities) if s.split in ("train", "val")]
+    if not forge.share:
+        return rows
     raw = [s for s in found if s.split == "train" and s.quality == "raw"]
-    if len(raw) < len({s.sample_id for s in found if s.split == "train"}):
+    return [s for s in rows if s.split == "val"] + [s for s in raw if not (forge.only and s.label)]
+
+
+def _refuse_without_raw(
+    found: Sequence[Sample], used: Sequence[Sample], only_reals: bool, folder: Path
+) -> None:
+    """Errors: DfdetectError for samples to train on that have no raw crop among those `used`."""
+    wanted = {s.sample_id for s in found if s.split == "train" and not (only_reals and s.label)}
+    if wanted - {s.sample_id for s in used if s.split == "train"}:
         raise DfdetectError(
             f"{folder}: not all samples have raw crops, of which augment.forge makes every quality",
             "prepare it with raw among its --qualities",
         )
-    return raw
 
 
 def _landmarks(folder: Path, crop: CropRecipe, prefix: str) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections import defaultdict
 from itertools import pairwise
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -31,15 +32,17 @@ from dfdetect.errors import DfdetectError
 from dfdetect.faces import CropRecipe, align
 from dfdetect.forge import forge, marked_synthetic
 from dfdetect.forgeries.base import Portrait
-from dfdetect.forgeries.decoders import train_decoders
-from dfdetect.forging import Forger, training_forging
+from dfdetect.forgeries.decoders import load_decoders, train_decoders
+from dfdetect.forging import FaceCrop, Forger, real_faces, store_decoders, training_forging
 from dfdetect.manifest import read_samples, read_table
 from dfdetect.presets import Augment, Forge, load_preset
 from dfdetect.quality import jpeg_round_trip, parse_qualities
-from dfdetect.train import train
+from dfdetect.runs import stored_run
+from dfdetect.train import plan_training, train
 from dfdetect.training_data import load_training_data
 from dfdetect.video import through_h264
 
+NOWHERE = Path("no-run")
 TINY = ["epochs=1", "steps_per_epoch=2", "image_size=64", "batch_size=8"]
 
 
@@ -59,9 +62,8 @@ def forging_of(data, share=1.0, forgeries=None):
     """Rows of the train split and what makes fakes of its reals."""
     preset = load_preset("bce-tiny", [f"augment.forge.share={share}"])
     rows = load_training_data(preset, [data])
-    return rows, training_forging(
-        Forge(share=share, forgeries=forgeries or {"self-blend": 1}), rows
-    )
+    options = Forge(share=share, forgeries=forgeries or {"self-blend": 1})
+    return rows, training_forging(options, rows, NOWHERE)
 
 
 def forging_crops(data, share=1.0, qualities=("raw", "c23", "c40"), forgeries=None, **augment):
@@ -212,7 +214,7 @@ def test_every_forgery_works_in_the_loader(data, decoders, name):
     preset = load_preset("bce-tiny", ["augment.forge.share=1"])
     rows = load_training_data(preset, [data])
     options = Forge(share=1, forgeries={name: 1}, decoders=str(decoders))
-    forging = training_forging(options, rows)
+    forging = training_forging(options, rows, NOWHERE)
     crops = PairedCrops(rows.train, ("raw",), [*DOMAINS, FORGED], 64, Augment(flip=0), 0, forging)
     batch = crops[Draws(0, 0, np.arange(len(crops) - 3, len(crops)))]
     assert batch.labels.tolist() == [1, 1, 1]
@@ -243,6 +245,8 @@ def test_the_weights_of_forgeries_are_how_often_they_are_drawn(monkeypatch):
         ("augment.forge.share=2", "augment.forge.share: input should be less than or equal to 1"),
         ("augment.forge.forgeries={}", "augment.forge.forgeries:"),
         ("augment.forge.forgeries={self-blend: 0}", "augment.forge.forgeries.self-blend: input"),
+        ("augment.forge.only=true", "only=true without a share of forgeries leaves no fake"),
+        ("augment.forge.decoder_steps=0", "augment.forge.decoder_steps: input should be greater"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(override, line):
@@ -254,12 +258,15 @@ def test_options_that_mean_nothing_are_refused(override, line):
 def test_what_cannot_be_forged_is_said_at_the_door(data):
     rows, _ = forging_of(data)
     with pytest.raises(DfdetectError, match="unknown forgery 'selfblend'"):
-        training_forging(Forge(share=1, forgeries={"selfblend": 1}), rows)
+        training_forging(Forge(share=1, forgeries={"selfblend": 1}), rows, NOWHERE)
     with pytest.raises(DfdetectError, match="reconstruct needs trained decoders"):
-        training_forging(Forge(share=1, forgeries={"reconstruct": 1}), rows)
+        Forger({"reconstruct": 1})
+    missing = Forge(share=1, forgeries={"reconstruct": 1}, decoders="missing.safetensors")
+    with pytest.raises(DfdetectError, match=r"missing\.safetensors: no such file"):
+        training_forging(missing, rows, NOWHERE)
     lonely = rows._replace(train=[s for s in rows.train if s.video_id == rows.train[-1].video_id])
     with pytest.raises(DfdetectError, match="cross-blend needs the faces of two people"):
-        training_forging(Forge(share=1, forgeries={"cross-blend": 1}), lonely)
+        training_forging(Forge(share=1, forgeries={"cross-blend": 1}), lonely, NOWHERE)
 
 
 def test_validation_sees_stored_crops_only_and_no_forgery(data):
@@ -300,6 +307,122 @@ def test_did_learns_forged_as_a_domain_beside_those_of_the_data(data, tmp_path):
     info = read_info(tmp_path / "run")
     assert info.domains == [*DOMAINS, FORGED]
     assert info.data["manipulations"] == ["local-warp", "self-blend"]
+
+
+def test_only_reals_and_their_forgeries_are_trained_on_where_that_is_asked(data, tmp_path):
+    preset = load_preset("sbi-tiny", [*TINY, "batch_size=4"])
+    rows, plain = (load_training_data(load_preset(n), [data]) for n in ("sbi-tiny", "bce-tiny"))
+    assert {s.label for s in rows.train} == {0} and {s.label for s in plain.train} == {0, 1}
+    assert rows.val == [s for s in plain.val if s.quality == "raw"]
+    assert rows.counts()["train_fake_videos"] == 0 < rows.counts()["val_fake_videos"]
+    seen = set()
+    train(preset, [data], tmp_path / "run", device="cpu", on_event=lambda e: seen.add(e["kind"]))
+    info = read_info(tmp_path / "run")
+    assert info.domains == ["real", FORGED] and info.data["manipulations"] == ["self-blend"]
+    assert "val" in seen
+
+
+def test_fakes_that_are_not_trained_on_need_no_raw_crops(data, tmp_path):
+    from dfdetect.manifest import write_part
+
+    (tmp_path / "data").mkdir()
+    for name in ("prepare.json", "faces"):
+        (tmp_path / "data" / name).symlink_to(data / name)
+    rows = read_table(data).to_pylist()
+    kept = [r for r in rows if not (r["label"] and r["split"] == "train" and r["quality"] == "raw")]
+    write_part(tmp_path / "data", "all", kept)
+    options = ["augment.forge.share=1", "qualities=raw,c23"]
+    with pytest.raises(DfdetectError, match="not all samples have raw crops"):
+        load_training_data(load_preset("bce-tiny", options), [tmp_path / "data"])
+    only = load_preset("bce-tiny", [*options, "augment.forge.only=true"])
+    assert load_training_data(only, [tmp_path / "data"]).train
+
+
+# --- decoders that a run trains -----------------------------------------------------------------
+
+DRAWING = [*TINY, "augment.forge.share=1", "augment.forge.forgeries={reconstruct: 1}",
+           "augment.forge.decoder_steps=2", "augment.forge.only=true"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def drawing(data, tmp_path_factory):
+    """A run that trained its own decoders, and what it told of that."""
+    out, notes = tmp_path_factory.mktemp("drawing") / "run", []
+
+    def listen(event):
+        if event["kind"] == "note":
+            notes.append(event["message"])
+
+    train(load_preset("bce-tiny", DRAWING), [data], out, device="cpu", on_event=listen)
+    return out, notes
+
+
+def test_a_run_trains_the_decoders_that_it_forges_with(drawing, data):
+    out, notes = drawing
+    n = len(load_decoders(out / "decoders.safetensors"))
+    assert notes == [f"trained decoder {i + 1} of {n}, to forge with" for i in range(n)]
+    assert read_info(out).data["manipulations"] == ["reconstruct"]
+    assert stored_run(out).preset.augment.forge.decoders == ""
+
+
+def test_a_run_s_decoders_are_those_of_its_reals_to_train_on(drawing, data, tmp_path):
+    preset = load_preset("bce-tiny", DRAWING)
+    faces = real_faces(load_training_data(preset, [data]))
+    paths = {crop.path for face in faces for crop in face}
+    assert paths == {s.path for s in reals_of(data)}
+    assert all([c.path for c in face] == sorted(c.path for c in face) for face in faces)
+    store_decoders(faces, tmp_path / "again.safetensors", preset.seed, 2, lambda *counts: None)
+    mine = (tmp_path / "again.safetensors").read_bytes()
+    assert mine == (drawing[0] / "decoders.safetensors").read_bytes()
+
+
+def test_a_resumed_run_keeps_its_decoders_and_a_killed_start_trains_them(
+    drawing, data, tmp_path, monkeypatch
+):
+    """Killed while they were trained, a run has a preset and nothing to go on from."""
+    run, preset = tmp_path / "run", load_preset("bce-tiny", DRAWING)
+    shutil.copytree(drawing[0], run)
+    for name in ("resume", "detector.safetensors", "decoders.safetensors"):
+        shutil.rmtree(run / name) if name == "resume" else (run / name).unlink()
+    notes = []
+    train(preset, [data], run, device="cpu", resume=True, on_event=lambda e: notes.append(e))
+    told = [e["message"] for e in notes if e["kind"] == "note"]
+    assert told == drawing[1]
+    for name in ("decoders.safetensors", "detector.safetensors", "metrics.jsonl"):
+        assert (run / name).read_bytes() == (drawing[0] / name).read_bytes()
+    shutil.rmtree(run / "resume")
+    (run / "detector.safetensors").unlink()
+    monkeypatch.setattr("dfdetect.train.store_decoders", None)
+    train(preset, [data], run, device="cpu", resume=True)
+    assert (run / "metrics.jsonl").read_bytes() == (drawing[0] / "metrics.jsonl").read_bytes()
+
+
+def test_a_fresh_run_does_not_forge_with_what_lay_in_its_folder(drawing, data, tmp_path, decoders):
+    shutil.copy(decoders, tmp_path / "decoders.safetensors")
+    train(load_preset("bce-tiny", DRAWING), [data], tmp_path, device="cpu")
+    mine = (tmp_path / "decoders.safetensors").read_bytes()
+    assert mine == (drawing[0] / "decoders.safetensors").read_bytes()
+
+
+def test_given_decoders_are_used_and_none_are_trained(data, tmp_path, decoders, monkeypatch):
+    monkeypatch.setattr("dfdetect.train.store_decoders", None)
+    preset = load_preset("bce-tiny", [*DRAWING, f"augment.forge.decoders={decoders}"])
+    train(preset, [data], tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run" / "decoders.safetensors").exists()
+
+
+def test_a_dry_run_trains_no_decoders(data, monkeypatch):
+    monkeypatch.setattr("dfdetect.train.store_decoders", None)
+    assert plan_training(load_preset("bce-tiny", DRAWING), [data], device="cpu").memory.is_finite
+
+
+def test_crops_that_cannot_be_read_teach_no_decoder(data, tmp_path):
+    faces = real_faces(load_training_data(load_preset("sbi-tiny"), [data]))[:1]
+    torn = [FaceCrop(tmp_path / "torn.png", faces[0][0].landmarks)]
+    store_decoders([torn, *faces], tmp_path / "d", 0, 1, lambda *counts: None)
+    assert load_decoders(tmp_path / "d")
+    with pytest.raises(DfdetectError, match="no real faces to train decoders on"):
+        store_decoders([torn], tmp_path / "none", 0, 1, lambda *counts: None)
 
 
 # --- the verb -----------------------------------------------------------------------------------
@@ -461,7 +584,7 @@ def test_decoders_are_trained_on_the_train_split_and_kept(data, tmp_path, monkey
 
     seen = []
 
-    def quick(portraits, path, seed, on_step):
+    def quick(portraits, path, seed, n_steps, on_step):
         seen.append(len(portraits))
         train_decoders(portraits[:2], path, seed, n_steps=2, batch_size=2, side=32)
 

@@ -26,6 +26,8 @@ EXACT = [*STEPS, "backbone.name=test_convnext.r160_in1k", "optimizer.name=sgd", 
 CASES = {
     "bce": ("bce-tiny", STEPS),
     "bce average": ("bce-tiny", [*STEPS, "ema=0.5"]),
+    "sbi decoders": ("sbi-tiny", [*STEPS, "augment.forge.forgeries={reconstruct: 1}",
+                                  "augment.forge.decoder_steps=2"]),
     "qad": ("qad-tiny", [*STEPS, "method.gamma=0.02"]),
     "did": ("did-tiny", [*STEPS, "method.beta_per_step=true", "qualities=raw,c40"]),
     "qadid": ("qadid-tiny", [*STEPS, "epochs=2", "method.qad.gamma=0.02",
