@@ -173,6 +173,11 @@ class Checkpoint(Model):
 
     engine = "torch"
 
+    @property
+    def checkpoint_sha256(self) -> str:
+        """Of the checkpoint, by whatever engine it is run."""
+        return self.sha256
+
     def logits(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """float64 [N] of network inputs uint8 [S,S,3] RGB."""
         from dfdetect.results import score_images

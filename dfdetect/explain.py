@@ -129,7 +129,7 @@ def explain_many(
 
     Errors: DfdetectError for a checkpoint that cannot be used or explained, or a full disk.
     """
-    scorer = FaceScorer(model, device=device)
+    scorer = FaceScorer(model, device=device, engine="torch")
     checkpoint = scorer.checkpoint
     size = checkpoint.detector.image_size
     explain(checkpoint, [np.zeros((size, size, 3), np.uint8)])  # whether it can be, before any file

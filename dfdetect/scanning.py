@@ -52,14 +52,16 @@ class Scanner:
         device: str = "auto",
         bounds: Bounds = Bounds(),
         workers: int = 1,
+        engine: str = "auto",
     ) -> None:
         """`frames`: how many frames of a video are looked at, spread evenly; `workers`: how many
-        inputs are decoded at a time when several threads call.
+        inputs are decoded at a time when several threads call; `engine`: torch, onnx, or auto,
+        which is onnx where `dfdetect export` has left a file beside the checkpoint.
 
         Errors: DfdetectError for a checkpoint that cannot be used.
         """
         self._started = _now()
-        self.scorer = FaceScorer(model, frames, device, bounds, workers)
+        self.scorer = FaceScorer(model, frames, device, bounds, workers, engine)
         self.checkpoint = self.scorer.checkpoint
 
     def __call__(self, path: str | Path) -> Verdict:
@@ -145,6 +147,7 @@ class Scanner:
         return {
             "name": self.checkpoint.name,
             "sha256": self.checkpoint.sha256,
+            "checkpoint_sha256": self.checkpoint.checkpoint_sha256,
             "band": list(self.checkpoint.band) if self.checkpoint.band else None,
             "basis": self.checkpoint.basis,
         }
@@ -177,13 +180,15 @@ class Scanner:
 
 
 def scan(
-    path: str | Path, model: str | Path | Model, frames: int = 32, device: str = "auto"
-) -> Verdict:
-    """Scan one video or picture with a run folder, a detector.safetensors or a loaded model.
+    path: str | Path, model: str | Path | Model, frames: int = 32, device: str = "auto",
+    engine: str = "auto",
+) -> Verdict:  # fmt: skip
+    """Scan one video or picture with a run folder, a detector.safetensors, its ONNX file or a
+    loaded model.
 
     For many inputs make one `Scanner` and call it. Errors: DfdetectError.
     """
-    with closing(Scanner(model, frames, device)) as scanner:
+    with closing(Scanner(model, frames, device, engine=engine)) as scanner:
         return scanner(path)
 
 

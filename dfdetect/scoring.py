@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from dfdetect.checkpoint import Calibration, Model, load_checkpoint
+from dfdetect.checkpoint import Calibration, Model
+from dfdetect.engine import load_engine
 from dfdetect.errors import DfdetectError, ExitCode
 from dfdetect.examining import Look, Seen, Unseen, examine
 from dfdetect.faces import Face, Track
@@ -91,14 +92,15 @@ class FaceScorer:
         device: str = "auto",
         bounds: Bounds = Bounds(),
         workers: int = 1,
+        engine: str = "auto",
     ) -> None:
         """`frames`: how many frames of a video are looked at, spread evenly; `workers`: how many
-        inputs may be decoded at a time.
+        inputs may be decoded at a time; `device` and `engine` as `load_engine` takes them.
 
         Errors: DfdetectError for a checkpoint that cannot be used.
         """
         loaded = isinstance(model, Model)
-        self.checkpoint = model if loaded else load_checkpoint(model, device)
+        self.checkpoint = model if loaded else load_engine(model, engine, device)
         self.bounds = bounds
         self._frames = frames
         self._children = Children(examine, workers, bounds.max_seconds, bounds.max_memory_gb)

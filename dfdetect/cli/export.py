@@ -25,8 +25,8 @@ def export(
 
     Example: dfdetect export runs/qad
 
-    Input: face crops, uint8 RGB, n x side x side x 3. Output: n logits, positive = fake. Crop recipe,
-    calibration and the checkpoint's hash are in the metadata. The file is compared with PyTorch
+    Input: face crops, uint8 RGB, n x side x side x 3. Output: n logits, positive = fake. The crop
+    recipe, calibration and the checkpoint's hash are in the metadata. It is compared with PyTorch
     before it is kept. Needs the packages onnx and onnxscript.
     """
     from dfdetect.onnx_export import export_onnx

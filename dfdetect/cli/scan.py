@@ -41,7 +41,8 @@ def scan(
         typer.Option(help="A file with one input per line; - reads stdin.", rich_help_panel=INPUT),
     ] = None,
     model: Annotated[
-        Path | None, typer.Option(help="Run folder or detector.safetensors.", rich_help_panel=MODEL)
+        Path | None,
+        typer.Option(help="Run folder, detector.safetensors or ONNX file.", rich_help_panel=MODEL),
     ] = None,
     frames: Annotated[
         int, typer.Option(min=1, help="Frames looked at per video.", rich_help_panel=MODEL)
@@ -65,6 +66,14 @@ def scan(
     as_json: Json = False,
     quiet: Quiet = False,
     device: Device = "auto",
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="What runs the model: torch; onnx, at once, on the CPU; auto: onnx where `export` "
+            "left a file beside the checkpoint.",
+            rich_help_panel=RUNTIME,
+        ),
+    ] = "auto",
     workers: Annotated[
         int | None,
         typer.Option(
@@ -131,7 +140,9 @@ def scan(
     from dfdetect.workers import available_cores
 
     limits = Limits(int(max_gigabytes * 2**30), int(max_megapixels * 1e6), max_frames)
-    scanner = Scanner(model, frames, device, Bounds(limits, max_faces, max_seconds, max_memory))
+    scanner = Scanner(
+        model, frames, device, Bounds(limits, max_faces, max_seconds, max_memory), engine=engine
+    )
     paths = list(expand_inputs(named))
     outcomes: list[str] = []
     rows: list[tuple] = []
