@@ -1,7 +1,10 @@
 """calibrate: checkpoint + prepared folders -> the same checkpoint, whose score is P(fake).
 
 The val split is scored as scan scores files: a video's score is that of the person who looks most
-fake, a person's the mean over frames. Its logit goes through a sigmoid fitted with both classes
+fake, a person's the mean over frames. A model that was trained on all there is has no such videos:
+what eval predicted with models of the same recipe, each on its part left out, takes their place.
+
+A score's logit goes through a sigmoid fitted with both classes
 weighing the same, so that the score is P(fake) at a prior of one half, and any other stated prior
 only adds its log odds. Threshold and band come from each video's worst quality. What the figures
 say of the calibration itself is measured on videos left out of the fit.
@@ -10,7 +13,8 @@ Of compression no limit is stored: bits per pixel count sound and depend on code
 are the source's also where c40 was scored, so they would tell nothing sure of an unlike input.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -25,10 +29,11 @@ from dfdetect.checkpoint import (
     CalibrationFigures,
     Checkpoint,
     CheckpointInfo,
+    RateBounds,
     load_checkpoint,
     save_checkpoint,
 )
-from dfdetect.data import at_qualities, check_crops, default_workers
+from dfdetect.data import check_crops, default_workers
 from dfdetect.errors import DfdetectError, unknown
 from dfdetect.faces import CropRecipe
 from dfdetect.files import read_json, sha256_of
@@ -37,20 +42,27 @@ from dfdetect.metrics import (
     LEAST_SCORE,
     Sigmoid,
     auc,
+    binomial_bounds,
     brier,
     calibration_error,
     conformal_cut,
+    eer,
     fit_sigmoid,
     interval,
     log_loss,
     reliability,
     resample,
     resampled_aucs,
+    resampled_eers,
     score_logit,
 )
+from dfdetect.predictions import Predictions, read_predictions
+from dfdetect.presets import check_preset
 from dfdetect.quality import ordered, parse_quality
 from dfdetect.results import Prediction, Scorer
+from dfdetect.runs import leaves
 from dfdetect.scoring import MIN_COVERAGE
+from dfdetect.training_data import rows_used
 from dfdetect.validation import at_worst_quality, calibrated_decision
 
 METHODS = ("platt", "temperature")
@@ -61,6 +73,10 @@ LEAST_AUC = 0.70
 LEAST_VIDEOS = 10
 """Of each class, for such a bound: where n of n are right, 3 / n may still be wrong (rule of
 three), and 1 - 3 / 10 is LEAST_AUC."""
+NOT_OF_THE_RECIPE = {
+    "reproduces", "seed", "leave_out", "augment.forge.decoders", "channels_last", "compile",
+}  # fmt: skip
+"""Of a preset: words, chance, what depends on the data, and what only changes the speed."""
 MOST_REAL_CALLED = 0.10
 """The share of real videos above its threshold over which a model is experimental."""
 
@@ -77,11 +93,13 @@ class Options(NamedTuple):
 
 @dataclass(frozen=True)
 class CalibrateResult:
-    """`calibration` of the checkpoint at `path`, and of the copy `written` (None: a dry run)."""
+    """`calibration` of the checkpoint at `path`, and of the copy `written` (None: a dry run), by
+    the scores of `data`: of its `split` val, or "out of fold"."""
 
     model: str
     path: Path
     data: list[str]
+    split: str
     calibration: Calibration
     warnings: list[str]
     written: Path | None
@@ -93,6 +111,7 @@ class CalibrateResult:
             "model": self.model,
             "checkpoint": str(self.path),
             "data": self.data,
+            "split": self.split,
             "written": str(self.written) if self.written else None,
             "sha256": self.sha256,
             "calibration": self.calibration.model_dump(mode="json"),
@@ -102,35 +121,76 @@ class CalibrateResult:
 
 def calibrate(
     model: Path,
-    data: Sequence[Path],
+    data: Sequence[Path] = (),
     options: Options = Options(),
     out: Path | None = None,
     dry_run: bool = False,
     device: str = "auto",
     on_progress: Callable[[int, int], None] | None = None,
     workers: int | None = None,
+    predictions: Sequence[Path] = (),
 ) -> CalibrateResult:
     """Fit a checkpoint's scores to the val split of prepared folders, at all qualities stored, and
     write it anew, or a copy at `out`; weights stay, an earlier calibration is replaced.
 
-    Errors: DfdetectError for an unreadable checkpoint or folder, another crop recipe, a single
-    class at some quality, people, videos or files that the model was trained on, an `out` that
+    In place of `data`, `predictions` are files that eval wrote of models of the same recipe, each
+    of which never saw the videos in its file: the folds of a model that is trained on all of them.
+
+    Errors: DfdetectError for an unreadable checkpoint, folder or file, another crop recipe, a
+    single class at some quality, people, videos or files that the model (that of the file) was
+    trained on, a video in two files, files of another recipe or at other qualities, an `out` that
     cannot be written.
     """
-    _check(data, options, out)
+    _check(data, predictions, options, out)
     checkpoint = load_checkpoint(model, device)
     info = checkpoint.info
+    if predictions:
+        found = _by_sisters(checkpoint, predictions)
+    else:
+        found = _by_itself(checkpoint, data, on_progress, workers)
+    calibration = calibration_of(
+        scan_scores(found.rows), options, info.threshold, found.independence,
+        float(np.percentile(found.face_px, 1)) if found.face_px else None, fingerprint(found.rows),
+    )  # fmt: skip
+    written = None if dry_run else out or checkpoint.path
+    if written:
+        calibrated = info.model_copy(update={"calibration": calibration})
+        save_checkpoint(written, checkpoint.detector, calibrated)
+    return CalibrateResult(
+        checkpoint.name,
+        checkpoint.path,
+        found.data,
+        "out of fold" if predictions else "val",
+        calibration,
+        _missing_qualities(info, found.rows),
+        written,
+        sha256_of(written) if written else None,
+    )
+
+
+class _Scored(NamedTuple):
+    """What is fitted, and what is known of it: names of the folders, how it stands to what was
+    trained on, the median face width of each person in a video, px."""
+
+    rows: Sequence[Prediction]
+    data: list[str]
+    independence: str
+    face_px: list[float]
+
+
+def _by_itself(
+    checkpoint: Checkpoint, data: Sequence[Path], on_progress: Callable[[int, int], None] | None,
+    workers: int | None,
+) -> _Scored:  # fmt: skip
     for folder in data:
         _refuse_other_crop(checkpoint, folder)
-    folders = [_read(folder, f"{i}:" * (len(data) > 1)) for i, folder in enumerate(data)]
-    rows = [row for folder in folders for row in folder.rows]
-    _refuse_one_class(rows, data)
+    rows = [
+        row for i, folder in enumerate(data) for row in _val_rows(folder, f"{i}:" * (len(data) > 1))
+    ]
+    names = [folder.resolve().name for folder in data]
+    _refuse_one_class(rows, f"{', '.join(map(str, data))}: the val split")
     independence = _independence(checkpoint, data)
     check_crops(rows)
-    warnings = _missing_qualities(info, rows)
-
-    detector = checkpoint.detector
-    workers = default_workers(checkpoint.device) if workers is None else workers
     n_done = 0
 
     def scored(n: int) -> None:
@@ -139,23 +199,29 @@ def calibrate(
         if on_progress:
             on_progress(n_done, len(rows))
 
+    workers = default_workers(checkpoint.device) if workers is None else workers
+    detector = checkpoint.detector
     with Scorer(rows, detector.image_size, 64, workers) as scorer:
-        videos = scan_scores(scorer.predict(detector, checkpoint.device, scored))
-    calibration = calibration_of(
-        videos, options, info.threshold, independence, _least_face_px(folders), fingerprint(rows)
-    )
-    written = None if dry_run else out or checkpoint.path
-    if written:
-        save_checkpoint(written, detector, info.model_copy(update={"calibration": calibration}))
-    return CalibrateResult(
-        checkpoint.name,
-        checkpoint.path,
-        [folder.resolve().name for folder in data],
-        calibration,
-        warnings,
-        written,
-        sha256_of(written) if written else None,
-    )
+        predictions = scorer.predict(detector, checkpoint.device, scored)
+    return _Scored(predictions, names, independence, _face_widths(data, _is_val))
+
+
+def _by_sisters(checkpoint: Checkpoint, files: Sequence[Path]) -> _Scored:
+    found = {file: read_predictions(file) for file in files}
+    for file, of_file in found.items():
+        _refuse_other_recipe(checkpoint, file, of_file.model)
+    _refuse_twice(found)
+    _refuse_other_qualities(found)
+    rows = [
+        p._replace(sample_id=f"{i}:{name}:{p.sample_id}", video_id=f"{i}:{name}:{p.video_id}")
+        for i, of_file in enumerate(found.values())
+        for name, of_folder in of_file.rows.items()
+        for p in of_folder
+    ]
+    _refuse_one_class(rows, f"{', '.join(map(str, files))}: what was predicted")
+    names = list(dict.fromkeys(name for of_file in found.values() for name in of_file.rows))
+    independence, face_px = _out_of_fold(found)
+    return _Scored(rows, names, independence, face_px)
 
 
 # --- scores -> calibration -------------------------------------------------------------------
@@ -201,11 +267,11 @@ def calibration_of(
     sigmoid = _fit(videos, options.method)
     scores = sigmoid.at(options.prior, score_logit(videos.scores))
     worst = at_worst_quality(videos.ids, scores, videos.labels)
+    ranked = _ranked(videos)
     real_before = at_worst_quality(videos.ids, videos.scores, videos.labels).real
     above_before = float((real_before > threshold_before).mean())
-    after = _left_out(videos, options)
-    bounds = _auc_bounds(videos)
-    reasons = _why_experimental(bounds, len(worst.real), len(worst.fake), after)
+    after, false_positives = _left_out(videos, options)
+    reasons = _why_experimental(ranked.auc, len(worst.real), len(worst.fake), after)
     decision = calibrated_decision(worst, options.fpr, bool(reasons))
     return Calibration(
         **options._asdict(),
@@ -215,10 +281,12 @@ def calibration_of(
         basis=f"{decision.basis}; {independence}",
         experimental=reasons,
         least_face_px=least_face_px,
-        n_videos={q: _counts(videos.labels[videos.qualities == q]) for q in bounds},
+        n_videos={q: _counts(videos.labels[videos.qualities == q]) for q in ranked.auc},
         n_pictures=_counts(_once(videos).labels[_once(videos).single]),
         fingerprint=data_fingerprint,
-        auc=bounds,
+        auc=ranked.auc,
+        eer=ranked.eer,
+        false_positives=false_positives,
         before=_figures(videos.scores, videos, options.prior, above_before),
         after=after,
     )
@@ -233,18 +301,20 @@ def _fit(videos: Videos, method: str) -> Sigmoid:
     return fit_sigmoid(logits, videos.labels, weights, smoothing, bias=method == "platt")
 
 
-def _left_out(videos: Videos, options: Options) -> CalibrationFigures | None:
-    """Figures of each video by what is fitted, and the threshold chosen, without its fold; None
-    where a class has a single video."""
+def _left_out(
+    videos: Videos, options: Options
+) -> tuple[CalibrationFigures | None, dict[str, RateBounds]]:
+    """Figures of each video by what is fitted, and the threshold chosen, without its fold, and at
+    each quality the share of real videos above it; none where a class has a single video."""
     once = _once(videos)
     n_folds = min(FOLDS, *_counts(once.labels).values())
     if n_folds < 2:
-        return None
+        return None, {}
     fold_of = {}
     for label in (0, 1):
         fold_of |= {video: i % n_folds for i, video in enumerate(once.ids[once.labels == label])}
     folds = np.array([fold_of[video] for video in videos.ids])
-    scores, above = np.empty(len(folds)), []
+    scores, above = np.empty(len(folds)), np.zeros(len(folds), bool)
     for fold in range(n_folds):
         fitted, left = videos.where(folds != fold), folds == fold
         sigmoid = _fit(fitted, options.method)
@@ -254,9 +324,15 @@ def _left_out(videos: Videos, options: Options) -> CalibrationFigures | None:
         scores[left] = of_left
         real = at_worst_quality(fitted.ids, of_fitted, fitted.labels).real
         cut = conformal_cut(real, options.fpr)
-        new = at_worst_quality(videos.ids[left], of_left, videos.labels[left]).real
-        above += list(new > (real.max() if cut is None else cut))
-    return _figures(scores, videos, options.prior, float(np.mean(above)))
+        above[left] = of_left > (real.max() if cut is None else cut)
+    anywhere = at_worst_quality(videos.ids, above, videos.labels).real
+    figures = _figures(scores, videos, options.prior, float(anywhere.mean()))
+    rates = {}
+    for quality in ordered(set(videos.qualities.tolist())):
+        here = above[(videos.qualities == quality) & (videos.labels == 0)]
+        low, high = binomial_bounds(int(here.sum()), len(here))
+        rates[quality] = RateBounds(rate=float(here.mean()), low=low, high=high)
+    return figures, rates
 
 
 def _figures(
@@ -275,15 +351,22 @@ def _figures(
     )
 
 
-def _auc_bounds(videos: Videos) -> dict[str, AucBounds]:
+class _Ranked(NamedTuple):
+    auc: dict[str, AucBounds]
+    eer: dict[str, RateBounds]
+
+
+def _ranked(videos: Videos) -> _Ranked:
     """By quality, which calibration does not change."""
-    bounds = {}
+    ranked = _Ranked({}, {})
     for quality in ordered(set(videos.qualities.tolist())):
         ids, _, scores, labels, _ = videos.where(videos.qualities == quality)
-        rounds = resampled_aucs(scores, labels, ids, resample(ids))
-        low, high, _ = interval(rounds)
-        bounds[quality] = AucBounds(auc=auc(scores, labels), low=low, high=high)
-    return bounds
+        rounds = resample(ids)
+        low, high, _ = interval(resampled_aucs(scores, labels, ids, rounds))
+        ranked.auc[quality] = AucBounds(auc=auc(scores, labels), low=low, high=high)
+        low, high, _ = interval(resampled_eers(scores, labels, ids, rounds))
+        ranked.eer[quality] = RateBounds(rate=eer(scores, labels), low=low, high=high)
+    return ranked
 
 
 def _why_experimental(
@@ -330,38 +413,48 @@ def _counts(labels: np.ndarray) -> dict[str, int]:
 # --- data ------------------------------------------------------------------------------------
 
 
-class _Folder(NamedTuple):
-    """The val rows of a prepared folder, and the median face width of each person in a video."""
-
-    rows: list[Sample]
-    face_px: list[float]
+Row = Mapping[str, Any]
 
 
-def _read(folder: Path, prefix: str) -> _Folder:
+def _is_val(row: Row) -> bool:
+    return row["split"] == "val"
+
+
+def _is_train(row: Row) -> bool:
+    return row["split"] == "train"
+
+
+def _val_rows(folder: Path, prefix: str) -> list[Sample]:
     rows = read_samples(folder, "val", prefix)
     if not rows:
         raise DfdetectError(
             f"{folder}: the val split is empty", "calibrate on a folder that has one"
         )
     order = ordered({row.quality for row in rows})
-    columns = ["video_id", "track_id", "split", "face_px", "face_choice"]
-    widths: dict[tuple[str, int], list[float]] = {}
-    for row in read_table(folder, columns).to_pylist():
-        # Crops as shipped are not boxes that our detector would give.
-        if row["split"] == "val" and row["face_px"] and row["face_choice"] != "shipped":
-            widths.setdefault((row["video_id"], row["track_id"]), []).append(row["face_px"])
-    return _Folder(
-        sorted(rows, key=lambda s: (order.index(s.quality), s.sample_id)),
-        [float(np.median(of_person)) for of_person in widths.values()],
-    )
+    return sorted(rows, key=lambda s: (order.index(s.quality), s.sample_id))
 
 
-def _least_face_px(folders: Sequence[_Folder]) -> float | None:
-    widths = [width for folder in folders for width in folder.face_px]
-    return float(np.percentile(widths, 1)) if widths else None
+def _face_widths(folders: Sequence[Path], chosen: Callable[[Row], bool]) -> list[float]:
+    """The median width of each person's face in each video, px, of the rows chosen."""
+    columns = ["dataset", "video_id", "track_id", "split", "face_px", "face_choice"]
+    widths: dict[tuple[Path, str, int], list[float]] = {}
+    for folder in folders:
+        for row in read_table(folder, columns).to_pylist():
+            # Crops as shipped are not boxes that our detector would give.
+            if chosen(row) and row["face_px"] and row["face_choice"] != "shipped":
+                key = (folder, row["video_id"], row["track_id"])
+                widths.setdefault(key, []).append(row["face_px"])
+    return [float(np.median(of_person)) for of_person in widths.values()]
 
 
-def _check(data: Sequence[Path], options: Options, out: Path | None) -> None:
+def _check(
+    data: Sequence[Path], predictions: Sequence[Path], options: Options, out: Path | None
+) -> None:
+    if bool(data) == bool(predictions):
+        raise DfdetectError(
+            "calibrate needs --data, or --predictions instead",
+            "for example: dfdetect calibrate RUN --data DATA",
+        )
     if options.method not in METHODS:
         raise unknown("method", options.method, METHODS)
     if not 0 < options.prior < 1:
@@ -373,10 +466,11 @@ def _check(data: Sequence[Path], options: Options, out: Path | None) -> None:
             f"--fpr {options.fpr:g}: no false-positive rate to hold",
             "give one above 0, of at most 0.5",
         )
-    if len({folder.resolve() for folder in data}) < len(data):
-        raise DfdetectError(
-            f"--data {', '.join(map(str, data))}: one folder twice", "name each once"
-        )
+    for option, paths, what in (("data", data, "folder"), ("predictions", predictions, "file")):
+        if len({path.resolve() for path in paths}) < len(paths):
+            raise DfdetectError(
+                f"--{option} {', '.join(map(str, paths))}: one {what} twice", "name each once"
+            )
     if out and (out.is_dir() or not out.parent.is_dir()):
         problem = "a folder" if out.is_dir() else "in a folder that is not there"
         raise DfdetectError(f"--out {out}: {problem}", "name a file, as calibrated.safetensors")
@@ -393,18 +487,17 @@ def _refuse_other_crop(checkpoint: Checkpoint, folder: Path) -> None:
         )
 
 
-def _refuse_one_class(rows: Sequence[Sample], data: Sequence[Path]) -> None:
+def _refuse_one_class(rows: Sequence[Sample | Prediction], what: str) -> None:
     for quality in ordered({row.quality for row in rows}):
         labels = {row.label for row in rows if row.quality == quality}
         if len(labels) == 1:
             raise DfdetectError(
-                f"{', '.join(map(str, data))}: the val split at {quality} has only "
-                f"{'fake' if 1 in labels else 'real'} crops",
+                f"{what} at {quality} has only {'fake' if 1 in labels else 'real'} crops",
                 "both classes are needed at each quality",
             )
 
 
-def _missing_qualities(info: CheckpointInfo, rows: Sequence[Sample]) -> list[str]:
+def _missing_qualities(info: CheckpointInfo, rows: Sequence[Prediction]) -> list[str]:
     stored = [parse_quality(name) for name in ordered({row.quality for row in rows})]
     trained = [parse_quality(name) for name in info.preset["qualities"]]
     missing = [q.name for q in trained if not any(q.covers(s) for s in stored)]
@@ -422,29 +515,25 @@ class _Traces(NamedTuple):
     files: set[str]
 
 
-def _traces(folders: Sequence[Path], split: str) -> _Traces:
+def _traces(folders: Sequence[Path], chosen: Callable[[Row], bool]) -> _Traces:
     traces = _Traces(set(), set(), set())
     for folder in folders:
         columns = ["dataset", "video_id", "identities", "split", "source_sha256"]
         for row in read_table(folder, columns).to_pylist():
-            if row["split"] == split:
+            if chosen(row):
                 traces.people.update(person(row["dataset"], i) for i in row["identities"] or ())
-                traces.videos.add(f"{row['dataset']}/{row['video_id']}")
+                traces.videos.add(_video(row))
                 traces.files.update({(row["source_sha256"] or "")[:12]} - {""})
     return traces
 
 
-def _independence(checkpoint: Checkpoint, data: Sequence[Path]) -> str:
-    """How the data stands to what the model was trained and validated on, in words.
+def _video(row: Row) -> str:
+    return f"{row['dataset']}/{row['video_id']}"
 
-    Errors: DfdetectError if anybody or anything of it was trained on, or if the model was validated
-    on it and its run accepted a leak.
-    """
-    is_same = _fingerprint_of(checkpoint.info, data) == checkpoint.info.data["fingerprint"]
-    trained = list(data) if is_same else _trained_folders(checkpoint)
-    if not trained:
-        return "these were not compared with what it was trained on, which is not there"
-    here, train = _traces(data, "val"), _traces(trained, "train")
+
+def _refuse_trained(here: _Traces, trained: Sequence[Path], what: str) -> None:
+    """Errors: DfdetectError if anything that is `here` is in the train split of `trained`."""
+    train = _traces(trained, _is_train)
     shared = {
         name: sorted(mine & theirs)
         for name, mine, theirs in zip(_Traces._fields, here, train, strict=True)
@@ -456,39 +545,163 @@ def _independence(checkpoint: Checkpoint, data: Sequence[Path]) -> str:
             for kind, names in shared.items()
         )
         raise DfdetectError(
-            f"{', '.join(map(str, data))}: the model was trained on parts of the val split, which "
-            f"are in the train split of {', '.join(map(str, trained))} ({told})",
+            f"{what}, which are in the train split of {', '.join(map(str, trained))} ({told})",
             "calibrate on people and videos that it was not trained on (one name in one dataset "
             "counts as one)",
         )
-    val = _traces(trained, "val")
+
+
+def _independence(checkpoint: Checkpoint, data: Sequence[Path]) -> str:
+    """How the data stands to what the model was trained and validated on, in words.
+
+    Errors: DfdetectError if anybody or anything of it was trained on, or if the model was validated
+    on it and its run accepted a leak.
+    """
+    is_same = _fingerprint_of(checkpoint.info, data) == checkpoint.info.data["fingerprint"]
+    trained = list(data)
+    if not is_same:
+        trained = _trained_folders(checkpoint.path.parent, checkpoint.info.data["fingerprint"])
+    if not trained:
+        return "these were not compared with what it was trained on, which is not there"
+    here = _traces(data, _is_val)
+    where = ", ".join(map(str, data))
+    _refuse_trained(here, trained, f"{where}: the model was trained on parts of the val split")
+    val = _traces(trained, _is_val)
     if not (here.videos & val.videos or here.files & val.files):
         what = "people and videos" if here.people else "videos (their people are not named)"
         return f"these are {what} that neither trained nor chose the model"
     if notes := checkpoint.info.data["notes"]:
         raise DfdetectError(
-            f"{', '.join(map(str, data))}: the model was validated on it, and its run accepted "
+            f"{where}: the model was validated on it, and its run accepted "
             f"what spoils validation ({'; '.join(notes)})",
             "calibrate on a folder of its own",
         )
     return "some of these chose the checkpoint too: somewhat optimistic"
 
 
-def _trained_folders(checkpoint: Checkpoint) -> list[Path]:
-    """Of the run that the checkpoint lies in; empty if there is none, or they are gone."""
-    about = checkpoint.path.parent / "run.json"
-    folders = [Path(name) for name in read_json(about)["data"]] if about.exists() else []
+def _trained_folders(run: Path, trained_on: str) -> list[Path]:
+    """Of a run on data of that fingerprint; empty if it is another run, or they are gone."""
+    about = read_json(run / "run.json") if (run / "run.json").exists() else {}
+    folders = [Path(name) for name in about.get("data", [])]
+    if about.get("fingerprint") != trained_on:
+        return []
     return folders if all((folder / "manifest").is_dir() for folder in folders) else []
 
 
 def _fingerprint_of(info: CheckpointInfo, data: Sequence[Path]) -> str:
     """What training would have recorded of this data."""
-    left_out = info.preset.get("leave_out") or []
+    preset = check_preset(info.preset, "the model's preset")
     rows = [
         row
         for i, folder in enumerate(data)
-        for row in read_samples(folder, prefix=f"{i}:" * (len(data) > 1))
-        if row.split in ("train", "val")
-        and not (row.label and any(fnmatchcase(row.manipulation, name) for name in left_out))
+        for row in rows_used(read_samples(folder, prefix=f"{i}:" * (len(data) > 1)), preset)
+        if not (row.label and any(fnmatchcase(row.manipulation, p) for p in preset.leave_out))
     ]
-    return fingerprint(at_qualities(rows, info.preset["qualities"]))
+    return fingerprint(rows)
+
+
+# --- predictions of sister models ------------------------------------------------------------
+
+
+def _refuse_other_recipe(checkpoint: Checkpoint, file: Path, sister: Mapping[str, Any]) -> None:
+    """Errors: DfdetectError for a model of another preset or crops, or trained on the same data."""
+    info = checkpoint.info
+    mine, theirs = (
+        leaves(check_preset(preset, where).model_dump(mode="json"))
+        | {"crop": CropRecipe.model_validate(crop)}
+        for preset, crop, where in (
+            (info.preset, info.crop, "the model's preset"),
+            (sister["preset"], sister["crop"], f"{file}: preset"),
+        )
+    )
+    for key in dict.fromkeys([*mine, *theirs]):
+        if key not in NOT_OF_THE_RECIPE and mine.get(key) != theirs.get(key):
+            raise DfdetectError(
+                f"{file}: is of a model of another recipe: {key} is {theirs.get(key)}, and "
+                f"{mine.get(key)} in the model to be calibrated",
+                "take predictions of models that differ in nothing but their data",
+            )
+    if sister["trained_on"]["fingerprint"] == info.data["fingerprint"]:
+        raise DfdetectError(
+            f"{file}: is of a model that was trained on the same data as the one to be calibrated",
+            "calibrate on other people with --data, or take predictions of the models of folds",
+        )
+
+
+def _refuse_twice(found: Mapping[Path, Predictions]) -> None:
+    """Errors: DfdetectError for a crop that is twice in a file, and a video that is in two."""
+    seen: dict[str, Path] = {}
+    for file, of_file in found.items():
+        rows = [(name, p) for name, of_folder in of_file.rows.items() for p in of_folder]
+        (crop, n), *_ = Counter((name, p.sample_id, p.quality) for name, p in rows).most_common(1)
+        if n > 1:
+            raise DfdetectError(
+                f"{file}: holds {crop[1]} at {crop[2]} {n} times", "write it anew with eval"
+            )
+        videos = {_video(p._asdict()) for _, p in rows}
+        if both := sorted(videos & seen.keys()):
+            raise DfdetectError(
+                f"{file} and {seen[both[0]]}: {len(both)} videos are in both, as {both[0]}",
+                "each video counts once: let every model predict on a part of its own",
+            )
+        seen |= dict.fromkeys(videos, file)
+
+
+def _refuse_other_qualities(found: Mapping[Path, Predictions]) -> None:
+    """Errors: DfdetectError where a video would be at fewer qualities than another."""
+    (first, wanted), *others = [
+        (file, ordered({p.quality for of_folder in of_file.rows.values() for p in of_folder}))
+        for file, of_file in found.items()
+    ]
+    for file, there in others:
+        if there != wanted:
+            raise DfdetectError(
+                f"{file}: was predicted at {', '.join(there)}, {first} at {', '.join(wanted)}",
+                "eval both with the same --qualities",
+            )
+
+
+def _out_of_fold(found: Mapping[Path, Predictions]) -> tuple[str, list[float]]:
+    """How what was predicted stands to what its models were trained on, in words; and the widths of
+    the faces, where their folders are there.
+
+    Errors: DfdetectError if a model was trained on anybody or anything that it predicted.
+    """
+    face_px: list[float] = []
+    compared, named, chose, counts = True, True, False, Counter()
+    for file, of_file in found.items():
+        rows = [p for of_folder in of_file.rows.values() for p in of_folder]
+        if any(p.split == "train" for p in rows):
+            raise DfdetectError(
+                f"{file}: holds predictions of a train split", "eval the split that was left out"
+            )
+        labels = {_video(p._asdict()): p.label for p in rows}
+        counts.update(labels.values())
+        model, videos = of_file.model, set(labels)
+        run, trained_on = Path(model["path"]).parent, model["trained_on"]["fingerprint"]
+        if not (trained := _trained_folders(run, trained_on)):
+            compared = False
+            continue
+
+        def predicted(row: Row, videos: set[str] = videos) -> bool:
+            return _video(row) in videos
+
+        here = _traces(trained, predicted)._replace(videos=videos)
+        _refuse_trained(here, trained, f"{file}: its model was trained on parts of it")
+        named = named and bool(here.people)
+        chose = chose or bool(videos & _traces(trained, _is_val).videos)
+        face_px += _face_widths(trained, predicted)
+    n = len({of_file.model["sha256"] for of_file in found.values()})
+    told = (
+        f"these are scores of {f'{n} other models' if n > 1 else 'another model'} of this recipe, "
+        f"not of this one, out of fold, of {counts[0]} real and {counts[1]} fake videos"
+    )
+    if not compared:
+        told += "; not compared with what each was trained on, which is not all there"
+    elif named:
+        told += "; each of people and videos that it was not trained on"
+    else:
+        told += "; each of videos that it was not trained on (not all of their people are named)"
+    if chose:
+        told += "; some of these chose their model too: somewhat optimistic"
+    return told, face_px

@@ -55,6 +55,16 @@ class AucBounds(BaseModel):
     high: float
 
 
+class RateBounds(BaseModel):
+    """A share of videos with its 95 % interval."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rate: float
+    low: float
+    high: float
+
+
 class Calibration(BaseModel):
     """From a video's score to P(fake) at a stated prior, and what may be called by it.
 
@@ -79,6 +89,8 @@ class Calibration(BaseModel):
     n_pictures: dict[str, int]  # real, fake: those of a single frame
     fingerprint: str  # of the rows it was fitted on
     auc: dict[str, AucBounds]  # by quality
+    eer: dict[str, RateBounds] = {}  # by quality; a bootstrap of videos
+    false_positives: dict[str, RateBounds] = {}  # by quality, as `after`; exact binomial intervals
     before: CalibrationFigures  # score and threshold that training left
     after: CalibrationFigures | None  # of videos left out of the fit; None: too few to leave any
 

@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dfdetect.cells import Cell, measure, was_seen
 from dfdetect.checkpoint import Checkpoint, choose_device, load_checkpoint
@@ -26,6 +24,7 @@ from dfdetect.errors import MOST_NAMED, DfdetectError, unknown
 from dfdetect.faces import CropRecipe
 from dfdetect.files import make_folder, read_json, write_json, write_whole
 from dfdetect.manifest import SPLITS, Sample, read_samples
+from dfdetect.predictions import write_predictions
 from dfdetect.processes import join, share_of
 from dfdetect.quality import ordered, parse_qualities, parse_quality, to_prepare
 from dfdetect.results import Prediction, Scorer, predictions_of
@@ -155,13 +154,7 @@ def write_results(out: Path, result: EvalResult) -> None:
     and tsne.png where there are, and those of an earlier result are removed. Each whole."""
     for name in FIGURES:
         (out / name).unlink(missing_ok=True)
-    rows = [{"data": name, **p._asdict()} for name, ps in result.predictions.items() for p in ps]
-    table = pa.Table.from_pylist(rows)
-    if not result.domains:
-        table = table.drop_columns(["predicted_domain"])
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    write_whole(out / "predictions.parquet", buffer.getvalue())
+    write_predictions(out / "predictions.parquet", result.model, result.predictions)
     write_json(out / "metrics.json", result.as_json())
     cells = [asdict(cell) for cell in result.cells]
     write_whole(out / "metrics.csv", _csv([list(cells[0]), *(list(c.values()) for c in cells)]))
@@ -261,5 +254,7 @@ def _described(checkpoint: Checkpoint) -> dict[str, Any]:
         "path": str(checkpoint.path),
         "sha256": checkpoint.sha256,
         "threshold": checkpoint.info.threshold,
+        "preset": checkpoint.info.preset,
+        "crop": checkpoint.info.crop.model_dump(mode="json"),
         "trained_on": json.loads(json.dumps(checkpoint.info.data)),
     }

@@ -3,7 +3,7 @@
 All of them reject what has no answer (one class, no score, NaN) instead of inventing 0.5.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -283,20 +283,43 @@ def resampled_aucs(
 
     Errors: DfdetectError as `checked`.
     """
+    aucs = np.full(len(resamples.counts), np.nan)
+    for i, (real, fake) in enumerate(_drawn(scores, labels, clusters, resamples)):
+        n_pairs = fake.sum() * real.sum()
+        if n_pairs:
+            aucs[i] = (fake * (real.cumsum() - real / 2)).sum() / n_pairs
+    return aucs
+
+
+def resampled_eers(
+    scores: ArrayLike, labels: ArrayLike, clusters: Sequence[str], resamples: Resamples
+) -> np.ndarray:
+    """As `resampled_aucs`, of the error rate where FPR = FNR."""
+    eers = np.full(len(resamples.counts), np.nan)
+    for i, (real, fake) in enumerate(_drawn(scores, labels, clusters, resamples)):
+        if fake.sum() * real.sum():
+            # Thresholds from below the lowest score to the highest.
+            fpr = np.r_[1.0, 1 - real.cumsum() / real.sum()]
+            gap = np.r_[0.0, fake.cumsum() / fake.sum()] - fpr
+            after = int(np.argmax(gap >= 0))
+            share = -gap[after - 1] / (gap[after] - gap[after - 1])
+            eers[i] = fpr[after - 1] + share * (fpr[after] - fpr[after - 1])
+    return eers
+
+
+def _drawn(
+    scores: ArrayLike, labels: ArrayLike, clusters: Sequence[str], resamples: Resamples
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """How many reals and how many fakes each round has at each distinct score, lowest first."""
     s, y = checked(scores, labels)
     order = np.argsort(s, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(s[order]) > 0])  # of equal scores
     is_fake = y[order] == 1
     drawn = np.searchsorted(resamples.clusters, np.asarray(clusters))[order]
-    aucs = np.full(len(resamples.counts), np.nan)
-    for i, count in enumerate(resamples.counts):
+    for count in resamples.counts:
         weight = count[drawn].astype(np.float64)
-        fake = np.add.reduceat(np.where(is_fake, weight, 0.0), starts)
-        real = np.add.reduceat(np.where(is_fake, 0.0, weight), starts)
-        n_pairs = fake.sum() * real.sum()
-        if n_pairs:
-            aucs[i] = (fake * (real.cumsum() - real / 2)).sum() / n_pairs
-    return aucs
+        real, fake = (np.where(is_fake == of_fakes, weight, 0.0) for of_fakes in (False, True))
+        yield np.add.reduceat(real, starts), np.add.reduceat(fake, starts)
 
 
 class Interval(NamedTuple):
@@ -315,6 +338,17 @@ def interval(values: np.ndarray, coverage: float = 0.95) -> Interval | None:
     tail = (1 - coverage) / 2
     low, high = np.quantile(usable, (tail, 1 - tail))
     return Interval(float(low), float(high), len(values) - len(usable))
+
+
+def binomial_bounds(n_hits: int, n: int, coverage: float = 0.95) -> tuple[float, float]:
+    """Where a rate lies that gave `n_hits` of `n` (Clopper and Pearson, 1934): exact, and no point
+    for 0 of n, as resampling would say."""
+    from scipy.stats import beta
+
+    tail = (1 - coverage) / 2
+    low = beta.ppf(tail, n_hits, n - n_hits + 1) if n_hits else 0.0
+    high = beta.ppf(1 - tail, n_hits + 1, n - n_hits) if n_hits < n else 1.0
+    return float(low), float(high)
 
 
 class Probe(NamedTuple):

@@ -9,23 +9,38 @@ import pytest
 from conftest import clip, write_clip
 from safetensors.torch import load_file
 
-from dfdetect.calibrate import Options, Videos, calibrate, calibration_of, scan_scores
-from dfdetect.checkpoint import load_checkpoint, read_info, save_checkpoint
+from dfdetect.calibrate import (
+    Options,
+    Videos,
+    _fingerprint_of,
+    calibrate,
+    calibration_of,
+    scan_scores,
+)
+from dfdetect.checkpoint import Calibration, load_checkpoint, read_info, save_checkpoint
 from dfdetect.errors import DfdetectError
+from dfdetect.evaluate import evaluate
 from dfdetect.manifest import read_table
 from dfdetect.metrics import (
     Sigmoid,
+    binomial_bounds,
     brier,
     calibration_error,
     conformal_cut,
+    eer,
     fit_sigmoid,
     log_loss,
     reliability,
+    resample,
+    resampled_eers,
     score_logit,
 )
+from dfdetect.predictions import read_predictions, write_predictions
 from dfdetect.prepare import PrepareRecipe, prepare
+from dfdetect.presets import load_preset
 from dfdetect.results import Prediction, sigmoid
 from dfdetect.scanning import Scanner
+from dfdetect.training_data import load_training_data
 from dfdetect.validation import at_worst_quality, calibrated_decision
 
 
@@ -265,6 +280,60 @@ def test_what_is_measured_was_left_out_of_the_fit():
     assert fitted(np.array([-1.0, 1, 2]), np.array([0, 1, 1])).after is None
 
 
+# --- figures by quality -----------------------------------------------------------------------
+
+
+def test_resampled_error_rates_are_those_of_the_rows_that_were_drawn():
+    rng = np.random.default_rng(2)
+    labels = rng.integers(0, 2, 40)
+    scores = np.round(rng.normal(labels, 1.5), 1)  # with ties
+    clusters = [f"v{i // 2}" for i in range(40)]
+    drawn = resample(clusters, rounds=30, seed=1)
+    for found, counts in zip(
+        resampled_eers(scores, labels, clusters, drawn), drawn.counts, strict=True
+    ):
+        times = dict(zip(drawn.clusters, counts, strict=True))
+        rows = [i for i, c in enumerate(clusters) for _ in range(times[c])]
+        assert found == pytest.approx(eer(scores[rows], labels[rows]), abs=1e-12)
+
+
+def test_a_round_without_a_class_has_no_error_rate():
+    found = resampled_eers([0.1, 0.9], [0, 1], ["r", "f"], resample(["r", "f"], 50))
+    assert np.isnan(found).any() and set(found[~np.isnan(found)]) == {0.0}
+
+
+def test_no_hit_among_ten_leaves_a_rate_of_up_to_a_third_open():
+    low, high = binomial_bounds(0, 10)
+    assert low == 0 and (1 - high) ** 10 == pytest.approx(0.025)
+    low, high = binomial_bounds(10, 10)
+    assert high == 1 and low**10 == pytest.approx(0.025)
+    assert binomial_bounds(3, 20)[0] < 3 / 20 < binomial_bounds(3, 20)[1]
+
+
+def test_error_rates_are_stored_by_quality_with_their_bounds():
+    """At c40 the reals look faker than at raw, and that is where they pass the threshold."""
+    logits, labels = drawn(300, seed=6)
+    parts = [videos_of(logits, labels), videos_of(logits + 2 * (labels == 0), labels, ("c40",))]
+    videos = Videos(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    c = calibration_of(videos, Options(), 0.5, "", None, "")
+    assert list(c.eer) == list(c.false_positives) == ["raw", "c40"]
+    for quality, bounds in c.eer.items():
+        here = videos.qualities == quality
+        assert bounds.rate == eer(videos.scores[here], labels)
+        assert bounds.low < bounds.rate < bounds.high
+    raw, c40 = c.false_positives["raw"], c.false_positives["c40"]
+    assert raw.low <= raw.rate < c40.rate == c.after.real_above_threshold < c40.high
+    few = fitted(np.array([-1.0, 1, 2]), np.array([0, 1, 1]))
+    assert few.false_positives == {}
+
+
+def test_a_calibration_without_error_rates_is_read_as_ever():
+    content = fitted(*drawn(60)).model_dump(mode="json")
+    for name in ("eer", "false_positives"):
+        assert content.pop(name)
+    assert Calibration.model_validate(content).eer == {}
+
+
 # --- scores of videos ------------------------------------------------------------------------
 
 
@@ -425,6 +494,96 @@ def test_eval_ranks_by_what_the_network_says(cli, run, calibrated, data):
     assert cells[0] == cells[1]
 
 
+# --- predictions of sister models --------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(run, tmp_path_factory):
+    """The tiny run's network as if it had been trained on other data, away from any run."""
+    checkpoint = load_checkpoint(run, "cpu")
+    data = checkpoint.info.data | {"fingerprint": "of everything"}
+    path = tmp_path_factory.mktemp("whole") / "whole.safetensors"
+    info = checkpoint.info.model_copy(update={"data": data})
+    save_checkpoint(path, checkpoint.detector, info)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folds(run, data, tmp_path_factory):
+    """{split: predictions of the tiny run}."""
+    out = tmp_path_factory.mktemp("folds")
+    for split in ("train", "val", "test"):
+        evaluate(run, [data], split=split, out=out / split, device="cpu")
+    return {s: out / s / "predictions.parquet" for s in ("train", "val", "test")}
+
+
+def rewritten(source, out, change=lambda p: p, **model):
+    """A copy of predictions, each row through `change`, of another model."""
+    found = read_predictions(source)
+    rows = {
+        name: [q for p in of_folder if (q := change(p))] for name, of_folder in found.rows.items()
+    }
+    write_predictions(out, found.model | model, rows)
+    return out
+
+
+def test_predictions_come_back_as_they_were_written(run, data, folds):
+    found = read_predictions(folds["test"])
+    assert found.rows == evaluate(run, [data], device="cpu").predictions
+    assert found.model["preset"] == read_info(run).preset
+    assert found.model["sha256"] == load_checkpoint(run, "cpu").sha256
+
+
+def test_what_sisters_predicted_is_fitted_as_a_model_s_own_scores_are(whole, folds, data):
+    """Of the same network, on the same videos."""
+    own = calibrate(whole, [data], dry_run=True, device="cpu").calibration
+    result = calibrate(whole, predictions=[folds["val"]], dry_run=True, device="cpu")
+    pooled, differs = result.calibration, {"basis", "fingerprint"}
+    assert pooled.model_dump(exclude=differs) == own.model_dump(exclude=differs)
+    assert (result.data, result.split) == (["prepared"], "out of fold")
+    assert "scores of another model of this recipe, not of this one, out of fold" in pooled.basis
+    assert "of 1 real and 2 fake videos" in pooled.basis
+    assert pooled.basis.endswith("some of these chose their model too: somewhat optimistic")
+
+
+def test_the_folds_are_pooled_and_counted(whole, folds, tmp_path):
+    other = rewritten(folds["test"], tmp_path / "other.parquet", sha256="another")
+    result = calibrate(whole, predictions=[folds["val"], other], dry_run=True, device="cpu")
+    rows = [
+        p for f in (folds["val"], other) for ps in read_predictions(f).rows.values() for p in ps
+    ]
+    n = {k: len({p.video_id for p in rows if p.label == i}) for i, k in enumerate(("real", "fake"))}
+    assert result.calibration.n_videos == {q: n for q in ("raw", "c23", "c40")}
+    assert "of 2 other models" in result.calibration.basis
+    assert "each of people and videos that it was not trained on" in result.calibration.basis
+
+
+def test_what_cannot_be_compared_is_said(whole, folds, tmp_path):
+    moved = rewritten(folds["test"], tmp_path / "m.parquet", path="gone/detector.safetensors")
+    calibration = calibrate(whole, predictions=[moved], dry_run=True, device="cpu").calibration
+    assert "not compared with what each was trained on" in calibration.basis
+    assert calibration.least_face_px is None
+
+
+def test_the_command_takes_predictions_and_writes_the_same_weights(cli, whole, folds, tmp_path):
+    out = tmp_path / "calibrated.safetensors"
+    result = cli(
+        "calibrate", whole, "--predictions", folds["test"], "--out", out, "--device", "cpu"
+    )
+    assert result.exit_code == 0, result.stderr
+    assert "qad-tiny on prepared, out of fold, video level" in result.stdout
+    assert "not of this one" in read_info(out).calibration.basis
+    before, after = load_file(whole), load_file(out)
+    assert all((before[k] == after[k]).all() for k in before)
+
+
+def test_forged_training_data_is_recognised(run, data):
+    for more in ([], ["augment.forge.only=true", "leave_out=local-warp"]):
+        preset = load_preset("bce-tiny", ["augment.forge.share=1", *more])
+        info = read_info(run).model_copy(update={"preset": preset.model_dump(mode="json")})
+        assert _fingerprint_of(info, [data]) == load_training_data(preset, [data]).fingerprint
+
+
 # --- what is refused -------------------------------------------------------------------------
 
 
@@ -533,3 +692,52 @@ def test_one_class_an_empty_split_and_bad_options_are_refused(cli, run, data, tm
         (("--data", data), "one folder twice"),
     ):
         assert words in refused(cli, run, "--data", data, *arguments)
+
+
+def test_predictions_that_are_no_folds_are_refused(cli, run, whole, folds, data, tmp_path):
+    def line(*files, model=whole):
+        asked = [part for file in files for part in ("--predictions", file)]
+        return refused(cli, model, *asked)
+
+    test, out = folds["test"], tmp_path / "p.parquet"
+    twice = rewritten(test, tmp_path / "twice.parquet", sha256="another")
+    assert " videos are in both, as clips" in line(test, twice)
+    assert "one file twice" in line(test, test)
+    assert "holds predictions of a train split" in line(folds["train"])
+    told = line(rewritten(folds["train"], out, lambda p: p._replace(split="test")))
+    assert "its model was trained on parts of it" in told and " people: clips" in told
+    assert "trained on the same data as the one to be calibrated" in line(test, model=run)
+    preset = read_info(run).preset
+    told = line(rewritten(test, out, preset=preset | {"image_size": 96}))
+    assert "another recipe: image_size is 96, and 64 in the model" in told
+    same = preset | {"seed": 7, "leave_out": ["self-*"], "compile": True}
+    assert "video" in line(rewritten(test, out, preset=same), test)
+    fewer = rewritten(folds["val"], out, lambda p: p if p.quality == "raw" else None)
+    assert "was predicted at raw, c23, c40" in line(fewer, test)
+    told = line(rewritten(test, out, lambda p: p if p.label else None))
+    assert "what was predicted at raw has only fake crops" in told
+    assert "needs --data, or --predictions instead" in refused(cli, whole)
+    both = ("--data", data, "--predictions", test)
+    assert "needs --data, or --predictions instead" in refused(cli, whole, *both)
+
+
+def test_files_that_eval_did_not_write_are_refused(cli, whole, folds, tmp_path):
+    import pyarrow.parquet as pq
+
+    old, torn = tmp_path / "old.parquet", tmp_path / "torn.parquet"
+    pq.write_table(pq.read_table(folds["test"]).replace_schema_metadata(None), old)
+    torn.write_bytes(folds["test"].read_bytes()[:-20])
+    for path, words in (
+        (old, "old.parquet: does not say what which model predicted"),
+        (torn, "torn.parquet: cannot be read"),
+        (tmp_path / "none.parquet", "none.parquet: cannot be read"),
+    ):
+        assert words in refused(cli, whole, "--predictions", path)
+
+
+def test_a_crop_that_is_twice_in_a_file_is_refused(cli, whole, folds, tmp_path):
+    found = read_predictions(folds["test"])
+    rows = {name: [*of_folder, of_folder[0]] for name, of_folder in found.rows.items()}
+    write_predictions(tmp_path / "p.parquet", found.model, rows)
+    line = refused(cli, whole, "--predictions", tmp_path / "p.parquet")
+    assert " at raw 2 times; write it anew with eval" in line

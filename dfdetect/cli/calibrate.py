@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from dfdetect.cli.edge import (
+    INPUT,
     MODEL,
     OUTPUT,
     RUNTIME,
@@ -26,7 +27,15 @@ def calibrate(
         Path, typer.Argument(help="Run folder or detector.safetensors.", rich_help_panel=MODEL)
     ],
     *,
-    data: Data,
+    data: Data = [],  # noqa: B006
+    predictions: Annotated[
+        list[Path],
+        typer.Option(
+            help="Instead of --data: predictions.parquet that eval wrote of another model of this "
+            "recipe, on what it was not trained on; repeat for every fold.",
+            rich_help_panel=INPUT,
+        ),
+    ] = [],  # noqa: B006
     method: Annotated[
         str,
         typer.Option(
@@ -68,8 +77,9 @@ def calibrate(
 
     Example: dfdetect calibrate runs/qad --data other/
 
-    Fits the val split of folders with people and videos that it was not trained on. What is too
-    weak on them is marked experimental in the checkpoint, and scan says so.
+    Fits the val split of folders with people and videos that it was not trained on, or what the
+    models of k folds predicted of the part that each left out. What is too weak on them is marked
+    experimental in the checkpoint, and scan says so.
     """
     from dfdetect.calibrate import Options
     from dfdetect.calibrate import calibrate as fit
@@ -77,7 +87,7 @@ def calibrate(
     with progress("calibrate", quiet or as_json) as update:
         result = fit(
             model, data, Options(method, prior, fpr), out, dry_run, device,
-            lambda done, total: update(done, total, "crops"), workers,
+            lambda done, total: update(done, total, "crops"), workers, predictions,
         )  # fmt: skip
     for warning in result.warnings:
         warn(warning)
@@ -87,5 +97,6 @@ def calibrate(
     from dfdetect.reports.table import calibration_tables
 
     on = ", ".join(result.data)
-    show(calibration_tables(result.calibration, f"{result.model} on {on}, val split, video level"))
+    split = "val split" if result.split == "val" else result.split
+    show(calibration_tables(result.calibration, f"{result.model} on {on}, {split}, video level"))
     show(f"written to {result.written}" if result.written else "nothing written (--dry-run)")
