@@ -10,6 +10,7 @@ import contextlib
 import io
 import logging
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +51,12 @@ def export_onnx(model: str | Path, out: Path | None = None) -> Exported:
     portrait, one by one and as a batch. Errors: DfdetectError if it does not, if the network has
     no ONNX form, if onnx or onnxscript is not installed; as `load_checkpoint`.
     """
+    if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:
+        raise DfdetectError(
+            f"{' and '.join(missing)}, which export needs, cannot be imported",
+            f"pip install {' '.join(missing)}",
+            ExitCode.ENVIRONMENT,
+        )
     checkpoint = load_checkpoint(model, "cpu")
     out = out or checkpoint.path.with_suffix(".onnx")
     content = _converted(checkpoint)
@@ -80,12 +87,6 @@ def _converted(checkpoint: Checkpoint) -> bytes:
                 _FromPixels(detector).eval(), (example,), dynamo=True, input_names=["images"],
                 output_names=["logits"], dynamic_shapes=({0: torch.export.Dim("n")},),
             )  # fmt: skip
-    except ImportError as error:
-        raise DfdetectError(
-            f"the ONNX exporter is not installed ({error.name})",
-            "pip install 'dfdetect[export]'",
-            ExitCode.ENVIRONMENT,
-        ) from error
     except torch.onnx.errors.OnnxExporterError as error:
         cause = " ".join(str(error.__cause__ or error).split())[:200]
         raise DfdetectError(
