@@ -1,5 +1,9 @@
 """ONNX Runtime, set up in one way: on the CPU, with a stated number of threads, the same answer
-every time. The only file that imports onnxruntime."""
+every time, and nobody told. The only file that imports onnxruntime."""
+
+import os
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # its builds of 2026 otherwise report to their maker
 
 import numpy as np
 import onnxruntime
