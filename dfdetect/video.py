@@ -710,7 +710,7 @@ def _read_still(path: Path, descriptor: int, limits: Limits) -> _Still | None:
         ) from error
     except Image.DecompressionBombError as error:
         raise _too_large(path, "the picture", limits) from error
-    except (OSError, ValueError, SyntaxError, MemoryError) as error:
+    except (OSError, ValueError, SyntaxError) as error:
         raise DfdetectError(
             f"{path}: the picture is damaged or cut ({_reason(error)})",
             "get it again from its source",

@@ -22,7 +22,6 @@ from dfdetect.results import Verdict
 from dfdetect.scanning import Scanner, scan_many
 from dfdetect.scoring import Bounds
 from dfdetect.video import Limits, write_video
-from dfdetect.workers import limit_cpu
 
 if sys.platform != "linux":
     pytest.skip("limits of child processes are those of Linux", allow_module_level=True)
@@ -152,12 +151,13 @@ def test_of_more_faces_the_largest_are_judged_and_it_says_so(place, tmp_path):
 
 
 def test_too_long_and_too_much_memory_cost_the_file(place, tmp_path):
-    path = tmp_path / "large.png"  # 25 megapixels: 75 MB
-    cv2.imwrite(str(path), np.zeros((5000, 5000, 3), np.uint8))
+    path = tmp_path / "large.png"  # 36 megapixels: 108 MB, and twice that while it is converted
+    cv2.imwrite(str(path), np.zeros((6000, 6000, 3), np.uint8))
     hungry, plain = results_of(
-        bounded(place, max_memory_gb=0.05), [path, place.clips / "scenery.mp4"]
+        bounded(place, max_memory_gb=0.15), [path, place.clips / "scenery.mp4"]
     )
-    assert "needs more than 0.05 GB" in hungry.message and hungry.sha256
+    assert "needs more than 0.15 GB" in hungry.message
+    assert hungry.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert isinstance(plain, Verdict)
     late = result_of(bounded(place, max_seconds=0.001), place.clips / "0.mp4")
     assert "gave up after 0.001 s" in late.message
@@ -166,23 +166,20 @@ def test_too_long_and_too_much_memory_cost_the_file(place, tmp_path):
 def test_the_kernel_ends_what_works_for_too_long():
     code = "from dfdetect.workers import limit_cpu; limit_cpu(0)\nwhile True: pass"
     assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGXCPU
-    assert limit_cpu.__doc__
 
 
 def test_a_codec_that_is_not_on_the_list_is_named(place, tmp_path):
     import av
 
-    path = tmp_path / "rare.mkv"
+    path = tmp_path / "rare.avi"
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("ljpeg", rate=12)
-        stream.width = stream.height = 64
-        stream.pix_fmt = "bgr24"
+        stream = container.add_stream("asv1", rate=12)
+        stream.width, stream.height, stream.pix_fmt = 256, 256, "yuv420p"
         for image in clip(1, 2):
-            small = np.ascontiguousarray(image[:64, :64, ::-1])
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(small, format="bgr24")))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode(None))
-    result = result_of(bounded(place), path)
-    assert isinstance(result, Verdict) or "codec" in result.message
+    message = f"{path}: the codec asv1 is not supported"
+    assert result_of(bounded(place), path).message == message
 
 
 # --- evidence --------------------------------------------------------------------------------
@@ -242,10 +239,10 @@ def test_a_file_that_changes_while_it_is_read_gives_no_verdict(scanner, tmp_path
 
 def test_weak_evidence_is_said_in_words(scanner, tmp_path):
     path = tmp_path / "weak.mp4"
-    path.write_bytes(write_video([np.ascontiguousarray(f) for f in clip(3, 3)], 12, crf=45))
-    warnings = scanner(path).warnings
-    assert any(w.startswith("heavily compressed: ") for w in warnings)
-    assert "only 3 frames could be looked at" in warnings
+    path.write_bytes(write_video(clip(3, 1) * 24, 12, crf=45))
+    assert any(w.startswith("heavily compressed: 0.0") for w in scanner(path).warnings)
+    few = scanner(write_clip(tmp_path / "few.mp4", 3, 3)).warnings
+    assert "only 3 frames could be looked at" in few and not any("heavily" in w for w in few)
     path = write_scenery(tmp_path / "scenery.mp4")
     verdict = scanner(path)
     assert verdict.reasons == ["no face was found in 4 frames looked at"]

@@ -517,7 +517,7 @@ def small_files(place: Place) -> list[Path]:
         for suffix in ("jpg", "png", "webp", "bmp"):
             small = cv2.resize(image, (96, 96)) if suffix == "bmp" else image
             (folder / f"picture.{suffix}").write_bytes(cv2.imencode(f".{suffix}", small)[1])
-        for suffix in ("mkv", "avi", "ts"):
+        for suffix in ("mkv", "mov", "ts"):
             remux(folder / "clip.mp4", folder / f"clip.{suffix}")
     return sorted(folder.iterdir())
 
