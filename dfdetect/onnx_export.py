@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dfdetect.checkpoint import Checkpoint, load_checkpoint
+from dfdetect.checkpoint import METADATA_KEY, Checkpoint, load_checkpoint
 from dfdetect.detector import Detector
-from dfdetect.engine import CHECKPOINT_KEY, INFO_KEY
+from dfdetect.engine import CHECKPOINT_KEY
 from dfdetect.errors import DfdetectError, ExitCode
 from dfdetect.faces import CropRecipe, FaceFinder, align, to_input
 from dfdetect.files import write_whole
@@ -97,7 +97,7 @@ def _converted(checkpoint: Checkpoint) -> bytes:
     for part in (proto.graph, *proto.graph.node, *proto.graph.value_info):
         part.ClearField("metadata_props")  # lines of code and paths of this machine
     proto.doc_string = f"images: uint8 [n,{side},{side},3] RGB; logits: float [n], positive = fake"
-    metadata = {INFO_KEY: checkpoint.info.text, CHECKPOINT_KEY: checkpoint.sha256}
+    metadata = {METADATA_KEY: checkpoint.info.text, CHECKPOINT_KEY: checkpoint.sha256}
     for key, value in metadata.items():
         proto.metadata_props.add(key=key, value=value)
     return proto.SerializeToString()

@@ -27,8 +27,10 @@ from dfdetect.checkpoint import Model
 from dfdetect.errors import DfdetectError
 from dfdetect.examining import Look, examine
 from dfdetect.faces import Track
+from dfdetect.likeness import why_unlike
 from dfdetect.results import SCHEMA_VERSION, Call, TrackScore, Verdict, decide
 from dfdetect.scoring import MIN_COVERAGE, Bounds, FaceScorer, ScoredInput, Unreadable, lasting
+from dfdetect.shipped import STARTER
 from dfdetect.video import library_versions
 from dfdetect.workers import run_all, run_on_cluster
 
@@ -47,7 +49,7 @@ class Scanner:
 
     def __init__(
         self,
-        model: str | Path | Model,
+        model: str | Path | Model = STARTER,
         frames: int = 32,
         device: str = "auto",
         bounds: Bounds = Bounds(),
@@ -125,6 +127,10 @@ class Scanner:
                 f"a face {width:.0f} px wide, and the model was calibrated on wider ones, "
                 f"{least:.0f} px and up"
             )
+        if known := checkpoint.info.detail:
+            images = [face.image for face in scored.faces if face.track_id == track.track]
+            if reason := why_unlike(images, known):
+                reasons.append(reason)
         settled: Call = "inconclusive" if reasons else call
         return replace(track, call=settled, reasons=reasons)
 
@@ -146,6 +152,7 @@ class Scanner:
         """Which model spoke, for the verdict."""
         return {
             "name": self.checkpoint.name,
+            "comes_with_dfdetect": self.checkpoint.path == STARTER,
             "sha256": self.checkpoint.sha256,
             "checkpoint_sha256": self.checkpoint.checkpoint_sha256,
             "band": list(self.checkpoint.band) if self.checkpoint.band else None,
@@ -180,7 +187,7 @@ class Scanner:
 
 
 def scan(
-    path: str | Path, model: str | Path | Model, frames: int = 32, device: str = "auto",
+    path: str | Path, model: str | Path | Model = STARTER, frames: int = 32, device: str = "auto",
     engine: str = "auto",
 ) -> Verdict:  # fmt: skip
     """Scan one video or picture with a run folder, a detector.safetensors, its ONNX file or a

@@ -56,6 +56,7 @@ from dfdetect.forging import (
     training_forging,
     trains_decoders,
 )
+from dfdetect.likeness import DetailRange, detail_range
 from dfdetect.methods import StepLoss, make_method, method_options
 from dfdetect.optim import make_optimizer, make_scheduler, moving_average
 from dfdetect.presets import Preset
@@ -82,6 +83,8 @@ from dfdetect.runs import (
 from dfdetect.training_data import TrainingData, load_training_data
 from dfdetect.validation import choose_decision, validation_figures
 
+DETAIL_SAMPLES = 200
+"""Training samples that tell which inputs are like those it learned from."""
 MEASURE_EVERY = 10
 """Steps between measurements of the regulariser's gradient; each costs part of a backward pass."""
 TINY_RATIO = 1e-5
@@ -241,6 +244,7 @@ class _Run:
             self.method.loss_scale = accelerator.scaler.get_scale
         forging = training_forging(preset.augment.forge, rows, out)
         self.crops = _paired(preset, rows, self.domains, forging)
+        self.detail = _detail(self.crops)
         self.groups: dict[str, int] | None = None  # of the fakes' videos, where they are found
         whole_parts = len(self.crops) // self.n_ranks // preset.accumulate * preset.accumulate
         self.batch_size = max(2 * preset.accumulate, min(preset.batch_size, whole_parts))
@@ -520,6 +524,7 @@ class _Run:
             },
             step=self.step,
             versions=dict(versions()),
+            detail=self.detail,
         )
 
     def _manipulations(self) -> list[str]:
@@ -782,6 +787,13 @@ def _train_decoders(
 
     with in_its_folder(out):
         store_decoders(real_faces(rows), path, preset.seed, n_steps, told)
+
+
+def _detail(crops: PairedCrops) -> DetailRange:
+    """Of evenly many training samples, at all qualities, as the network gets them."""
+    positions = np.linspace(0, len(crops) - 1, min(len(crops), DETAIL_SAMPLES)).astype(np.int64)
+    images = crops[Draws(0, 0, positions)].images.flatten(0, 1)
+    return detail_range(list(images.permute(0, 2, 3, 1).contiguous().numpy()))
 
 
 def _steps_per_epoch(preset: Preset, n_samples: int, n_ranks: int) -> int:

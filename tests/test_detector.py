@@ -5,6 +5,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from dfdetect.checkpoint import load_checkpoint
 from dfdetect.detector import Detector, FeatureAttention
 from dfdetect.errors import DfdetectError
 
@@ -233,3 +234,17 @@ def test_weights_of_an_installed_package_are_taken_by_their_order(tmp_path, monk
     torch.save({"a": torch.zeros(3)}, models / "w.pth")
     with pytest.raises(DfdetectError, match="not weights of tf_efficientnet_lite0"):
         Detector("tf_efficientnet_lite0.in1k", 64, weights="pretrained")
+
+
+def test_a_detector_goes_on_from_an_earlier_one_head_and_all(run):
+    earlier = load_checkpoint(run, "cpu").detector
+    settings = earlier.settings | {"image_size": 96, "domains": 3}
+    for weights in (run, run / "detector.safetensors"):
+        later = Detector(**settings, weights=str(weights))
+        state = later.state_dict()
+        assert all(torch.equal(t, state[name]) for name, t in earlier.state_dict().items())
+
+
+def test_a_detector_of_another_backbone_is_not_gone_on_from(run):
+    with pytest.raises(DfdetectError, match="and resnet18 is wanted"):
+        Detector("resnet18", 64, weights=str(run))
