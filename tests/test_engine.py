@@ -13,7 +13,7 @@ from dfdetect import train as verb
 from dfdetect.checkpoint import read_info
 from dfdetect.errors import DfdetectError, ExitCode
 from dfdetect.presets import load_preset
-from dfdetect.runs import load_state, stored_run
+from dfdetect.runs import _began_with, load_state, stored_run
 from dfdetect.train import plan_training, train
 
 SMALL = ["epochs=1", "steps_per_epoch=3", "image_size=64"]
@@ -324,6 +324,14 @@ def test_a_state_of_another_run_or_with_code_in_it_is_passed_over(straight, tmp_
     with pytest.raises(DfdetectError, match=damage):
         load_state(straight, other, warnings.append)
     assert len(warnings) == 3
+
+
+def test_a_state_saved_before_an_option_came_is_gone_on_from(straight):
+    state = load_state(straight, six_steps(), print)
+    del state["preset"]["augment"]["forge"]["decoder_steps"]
+    assert _began_with(state, six_steps())
+    state["preset"]["epochs"] += 1
+    assert not _began_with(state, six_steps())
 
 
 def test_memory_that_runs_out_is_told_with_the_batch_and_what_to_try(data, tmp_path, monkeypatch):

@@ -52,15 +52,16 @@ def _figures(c: Calibration) -> list[str]:
         "",
         f"Video level; {c.basis}.",
         "",
-        "| quality | real / fake | AUC (95 %) |",
-        "|---|---|---|",
+        "| quality | real / fake | AUC (95 %) | EER (95 %) | real above the threshold (95 %) |",
+        "|---|---|---|---|---|",
     ]
     for quality in ordered(c.auc):
         bounds, n = c.auc[quality], c.n_videos[quality]
-        lines.append(
-            f"| {quality} | {n['real']} / {n['fake']} | "
-            f"{bounds.auc:.3f} ({bounds.low:.3f} to {bounds.high:.3f}) |"
-        )
+        cells = [f"{bounds.auc:.3f} ({bounds.low:.3f} to {bounds.high:.3f})"]
+        for found in (c.eer.get(quality), c.false_positives.get(quality)):
+            within = f"{found.rate:.1%} ({found.low:.1%} to {found.high:.1%})" if found else "-"
+            cells.append(within)
+        lines.append(f"| {quality} | {n['real']} / {n['fake']} | {' | '.join(cells)} |")
     if c.after:
         lines += [
             "",
