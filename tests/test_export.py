@@ -36,16 +36,16 @@ KINDS = {
 }
 
 
-def write_checkpoint(folder, seed=0, **settings):
+def write_checkpoint(folder, seed=0, side=SIDE, **settings):
     """A run folder with an untrained detector that calls everything. Its running statistics are of
     mosaics: with those that a network begins with, all pictures have the same logit."""
     torch.manual_seed(seed)
-    detector = Detector(image_size=SIDE, **settings)
+    detector = Detector(image_size=side, **settings)
     for module in detector.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
     with torch.no_grad():
-        detector(nn.functional.interpolate(torch.rand(8, 3, 8, 8), (SIDE, SIDE)))
+        detector(nn.functional.interpolate(torch.rand(8, 3, 8, 8), (side, side)))
     info = CheckpointInfo(
         detector=detector.settings, preset={"name": "untrained"}, crop=CropRecipe(margin=1.5),
         domains=["real"], threshold=0.5, band=(0.5, 0.5), band_basis="calls: of a test",
