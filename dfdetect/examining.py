@@ -15,7 +15,7 @@ import numpy as np
 from dfdetect.errors import DfdetectError
 from dfdetect.faces import CropRecipe, Face, FaceFinder, Track, align, to_input, track_faces
 from dfdetect.results import MediaFacts
-from dfdetect.video import Limits, Media, open_media, sample_indices
+from dfdetect.video import Limits, Media, content_sha256, open_media, sample_indices
 
 
 class Look(NamedTuple):
@@ -48,7 +48,7 @@ class Seen(NamedTuple):
 
 
 class Unseen(NamedTuple):
-    """Why a file could not be looked at; `sha256` if it could be opened."""
+    """Why a file could not be looked at; `sha256` if it can be read and has not changed."""
 
     cause: str
     hint: str
@@ -63,7 +63,6 @@ def examine(look: Look) -> Seen | Unseen:
     Errors: MemoryError; all else that concerns only the file is returned.
     """
     cv2.setNumThreads(1)
-    sha256 = None
     if look.path.is_dir():
         hint = "give a folder with media files"
         return Unseen("no video or picture in this folder", hint)
@@ -75,13 +74,22 @@ def examine(look: Look) -> Seen | Unseen:
                 return Unseen("changed while it was read", "scan it again", None)
             return seen
     except DfdetectError as error:
-        return Unseen(error.message.removeprefix(f"{look.path}: "), error.hint, sha256)
+        cause = error.message.removeprefix(f"{look.path}: ")
+        return Unseen(cause, error.hint, sha256_if_readable(look))
     except MemoryError:
         raise
     except Exception as error:  # a decoder's surprise on one file must not end the batch
         if "alloc" in str(error):
             raise MemoryError(str(error)) from error
-        return Unseen(f"unexpected {type(error).__name__}: {error}", "please report it", sha256)
+        cause = f"unexpected {type(error).__name__}: {error}"
+        return Unseen(cause, "please report it", sha256_if_readable(look))
+
+
+def sha256_if_readable(look: Look) -> str | None:
+    try:
+        return content_sha256(look.path, look.limits)
+    except DfdetectError:
+        return None
 
 
 @cache

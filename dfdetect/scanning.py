@@ -211,7 +211,7 @@ def scan_many(
 
     Files are decoded by `workers` processes, or by a Dask cluster (its scheduler's address), and
     results come in the order of the inputs, of which few are taken ahead. `on_scored` gets the
-    faces of a verdict just before it.
+    faces of each verdict as soon as it is there, which may be earlier.
 
     Errors: DfdetectError with ExitCode.ENVIRONMENT if processes cannot be started or kept.
     """
@@ -223,22 +223,21 @@ def scan_many(
         else partial(run_all, workers=workers)
     )
     bounds = scorer.bounds
-    ready: dict[int, tuple[Path, Verdict | DfdetectError, ScoredInput | None]] = {}
+    ready: dict[int, tuple[Path, Verdict | DfdetectError]] = {}
     n_told = 0
     for look, found in engine(
         examine, looks, max_seconds=bounds.max_seconds, max_memory_gb=bounds.max_memory_gb
     ):
+        result: Verdict | DfdetectError
         try:
             scored = scorer.score(look, found)
-            result: Verdict | DfdetectError = scanner.judge(look.name, scored)
+            result = scanner.judge(look.name, scored)
+            on_scored(result, scored)
         except Unreadable as error:
-            scored, result = None, error
-        ready[look.position] = (look.name, result, scored)
+            result = error
+        ready[look.position] = (look.name, result)
         while n_told in ready:
-            path, result, scored = ready.pop(n_told)
-            if scored is not None:
-                on_scored(result, scored)
-            on_result(path, result)
+            on_result(*ready.pop(n_told))
             n_told += 1
 
 

@@ -14,11 +14,11 @@ import numpy as np
 from dfdetect.checkpoint import Calibration, Model
 from dfdetect.engine import load_engine
 from dfdetect.errors import DfdetectError, ExitCode
-from dfdetect.examining import Look, Seen, Unseen, examine
+from dfdetect.examining import Look, Seen, Unseen, examine, sha256_if_readable
 from dfdetect.faces import Face, Track
 from dfdetect.results import FrameScore, MediaFacts, TrackScore, sigmoid
-from dfdetect.video import Limits, content_sha256, media_below
-from dfdetect.workers import Children, Died
+from dfdetect.video import Limits, media_below
+from dfdetect.workers import Children, Died, warm_up
 
 MIN_COVERAGE = 0.2
 """A track in fewer than this share of the sampled frames does not decide a video."""
@@ -99,6 +99,7 @@ class FaceScorer:
 
         Errors: DfdetectError for a checkpoint that cannot be used.
         """
+        warm_up(examine)  # while the model is loaded
         loaded = isinstance(model, Model)
         self.checkpoint = model if loaded else load_engine(model, engine, device)
         self.bounds = bounds
@@ -143,7 +144,7 @@ class FaceScorer:
         Errors: `Unreadable` where it found nothing to score.
         """
         if not isinstance(found, Seen):
-            sha256 = found.sha256 if isinstance(found, Unseen) else _sha256_if_readable(look)
+            sha256 = found.sha256 if isinstance(found, Unseen) else sha256_if_readable(look)
             raise Unreadable(f"{look.name}: {found.cause}", found.hint, sha256)
         logits = self.checkpoint.logits(found.images)
         places = [(track, *place) for track in found.tracks for place in track.faces.items()]
@@ -159,13 +160,6 @@ class FaceScorer:
             found.sha256, found.tracks, faces, len(found.media.frames_used), found.is_still,
             found.warnings, self.checkpoint.info.calibration, found.media,
         )  # fmt: skip
-
-
-def _sha256_if_readable(look: Look) -> str | None:
-    try:
-        return content_sha256(look.name, look.limits)
-    except DfdetectError:
-        return None
 
 
 def lasting(tracks: list[TrackScore], n_frames: int) -> list[TrackScore]:

@@ -183,6 +183,12 @@ def run_on_cluster(
                 client.run(_end_children, run)
 
 
+def warm_up(function: Callable) -> None:
+    """Have the server of children for `function` import while this process does other things."""
+    with _starting, suppress(OSError):  # an error comes again with the first input
+        _spawn_server(function)
+
+
 # --- in this process -------------------------------------------------------------------------
 
 _HINT = "the file may be made to break decoders; leave it out, or look at it in a sandbox"
@@ -207,8 +213,7 @@ def _start_pool(function: Callable, workers: int, max_memory_gb: float) -> Any:
     from pebble import ProcessPool
 
     with _starting:
-        _CONTEXT.set_forkserver_preload([function.__module__])
-        _start_server()
+        _start_server(function)
     return ProcessPool(
         workers, initializer=_prepare_child, initargs=(max_memory_gb,), context=_CONTEXT
     )
@@ -261,18 +266,12 @@ _CONTEXT = _Context()
 _starting = threading.Lock()
 
 
-def _start_server() -> None:
+def _start_server(function: Callable) -> None:
     """Start the server and wait until it has imported, so that a signal in these seconds finds
-    nothing half made. Ctrl-C reaches the whole group of processes; the server and its children
-    must not answer it: what is blocked stays blocked in whatever is started."""
+    nothing half made."""
     first = _CONTEXT.Process(target=int, daemon=True)
     try:
-        resource_tracker.ensure_running()  # which unblocks signals when it starts
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
-        try:
-            forkserver.ensure_running()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        _spawn_server(function)
         first.start()
         first.join()
     except (OSError, EOFError) as error:
@@ -281,6 +280,18 @@ def _start_server() -> None:
             "see whether memory, processes or open files are limited; TMPDIR needs a short name",
             ExitCode.ENVIRONMENT,
         ) from error
+
+
+def _spawn_server(function: Callable) -> None:
+    """Ctrl-C reaches the whole group of processes; the server and its children must not answer it:
+    what is blocked stays blocked in whatever is started."""
+    _CONTEXT.set_forkserver_preload([function.__module__])
+    resource_tracker.ensure_running()  # which unblocks signals when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _result(future: Future, max_seconds: float, max_memory_gb: float) -> Any | Died:

@@ -26,6 +26,7 @@ if sys.platform != "linux":
     pytest.skip("processes are found in /proc", allow_module_level=True)
 
 from faults import scan as faults
+from faults.processes import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -201,12 +202,6 @@ def test_one_scanner_serves_several_threads(place, whole):
             whole[str(path)][key] for key in ("score", "tracks", "media")
         )
     scanner.close()
-
-
-def wait_for(value):
-    """What the child below does."""
-    time.sleep(value)
-    return os.getpid()
 
 
 def test_children_serve_threads_side_by_side_and_end_with_their_owner():

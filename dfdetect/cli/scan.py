@@ -24,7 +24,6 @@ from dfdetect.cli.edge import (
     show_json,
 )  # fmt: skip
 from dfdetect.errors import DfdetectError, ExitCode, printable, unknown
-from dfdetect.files import write_whole
 
 FAIL_ON = ("likely-fake", "inconclusive")
 
@@ -133,6 +132,7 @@ def scan(
         )
     if retry_failed and out is None:
         raise DfdetectError("--retry-failed without --out", "name the file of results with --out")
+    from dfdetect.files import write_whole
     from dfdetect.records import Records, as_csv, readable, row
     from dfdetect.scanning import Scanner, scan_many
     from dfdetect.scoring import Bounds, expand_inputs

@@ -117,6 +117,12 @@ class Run:
         return file.read().decode(errors="replace")
 
 
+def wait_for(seconds: float) -> int:
+    """What a child may be asked to do: it tells its process id."""
+    time.sleep(seconds)
+    return os.getpid()
+
+
 def in_this_process(*arguments: object) -> Ended:
     """The same command line without a process of its own."""
     from typer.testing import CliRunner
