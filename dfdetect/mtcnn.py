@@ -206,15 +206,17 @@ def _crops(image: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
     the picture its edge is repeated, for a face that is cut off there."""
     crops = np.empty((len(boxes), size, size, 3), np.uint8)
     for crop, (x0, y0, x1, y1) in zip(crops, boxes, strict=True):
-        # Only what the box covers, halved by area while it is more than twice too large.
-        left, top = max(0, int(x0) - 2), max(0, int(y0) - 2)
-        part = image[top : max(top, int(y1) + 3), left : max(left, int(x1) + 3)]
+        # Only what the box covers, reduced by a whole factor where it is more than twice too large.
+        # Its blocks lie on one grid of the picture, so that a box moved by little sees the same.
+        x_scale, y_scale = (x1 - x0) / size, (y1 - y0) / size
+        factor = int(max(1, min(x_scale, y_scale)))
+        left, top = (max(0, int(v) - factor - 1) // factor * factor for v in (x0, y0))
+        right, bottom = (int(v) + 2 * factor + 1 for v in (x1, y1))
+        part = image[top : max(top, bottom), left : max(left, right)]
         if not part.size:
             crop[:] = 0
             continue
-        x_scale, y_scale = (x1 - x0) / size, (y1 - y0) / size
         x, y = x0 - left, y0 - top
-        factor = int(max(1, min(x_scale, y_scale)))
         if factor > 1 and min(part.shape[:2]) >= factor:
             rows, columns = part.shape[0] // factor, part.shape[1] // factor
             part = cv2.resize(

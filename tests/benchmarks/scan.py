@@ -118,7 +118,7 @@ def naive(clip: Path, stock: MTCNN, checkpoint) -> list[float]:
         points = np.asarray(landmarks[0], np.float64)
         crop = to_input(align(images[index], points, checkpoint.info.crop), checkpoint.image_size)
         pixels = torch.from_numpy(crop).permute(2, 0, 1)[None].float() / 255
-        logits.append(float(checkpoint.detector(pixels)))
+        logits.append(checkpoint.detector(pixels).item())
     return logits
 
 
