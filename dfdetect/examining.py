@@ -12,6 +12,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+import dfdetect.sessions  # noqa: F401 (children are forked with it, and need not load it)
 from dfdetect.errors import DfdetectError
 from dfdetect.faces import CropRecipe, Face, FaceFinder, Track, align, to_input, track_faces
 from dfdetect.results import MediaFacts
