@@ -12,9 +12,11 @@ import torch
 from conftest import clip, write_clip
 from onnx import numpy_helper
 from torch import nn
+from typer.testing import CliRunner
 
 from dfdetect import onnx_export
 from dfdetect.checkpoint import CheckpointInfo, load_checkpoint, read_info, save_checkpoint
+from dfdetect.cli import app
 from dfdetect.data import images_to_tensor
 from dfdetect.detector import Detector
 from dfdetect.engine import load_engine
@@ -60,7 +62,8 @@ def write_checkpoint(folder, seed=0, side=SIDE, **settings):
 def exported(tmp_path_factory):
     """A run folder of a DID detector and the ONNX file beside its checkpoint."""
     run = write_checkpoint(tmp_path_factory.mktemp("onnx") / "did", **KINDS["did"])
-    export_onnx(run)
+    result = CliRunner().invoke(app, ["export", str(run)])
+    assert result.exit_code == 0 and "6 crops within" in result.stdout
     return run
 
 
@@ -118,10 +121,9 @@ def test_nothing_of_this_machine_is_in_the_file(exported):
 def test_a_file_that_says_something_else_is_not_written(exported, tmp_path, monkeypatch):
     out = tmp_path / "model.onnx"
     out.write_bytes(b"of before")
-    convert = onnx_export._converted
 
     def off_by_a_thousandth(checkpoint):
-        model = onnx.load_from_string(convert(checkpoint))
+        model = onnx.load(exported / "detector.onnx")
         end = model.graph.output[0].name
         for node in model.graph.node:
             node.output[:] = [f"{name}_" if name == end else name for name in node.output]
@@ -136,11 +138,15 @@ def test_a_file_that_says_something_else_is_not_written(exported, tmp_path, monk
     assert out.read_bytes() == b"of before" and list(tmp_path.iterdir()) == [out]
 
 
-def test_the_command_writes_beside_the_checkpoint_and_says_so(cli, tmp_path):
+def test_the_command_says_what_it_wrote(cli, tmp_path, monkeypatch):
     run = write_checkpoint(tmp_path / "run", **KINDS["linear"])
-    told = json.loads(cli("export", run, "--json").stdout)
-    assert told["path"] == str(run / "detector.onnx")
-    assert told["checkpoint_sha256"] == sha256_of(run / "detector.safetensors")
+    out = tmp_path / "model.onnx"
+    told = onnx_export.Exported(out, sha256_of(run / "detector.safetensors"), 5, 1e-7, 6)
+    monkeypatch.setattr(onnx_export, "export_onnx", lambda *asked: {(run, out): told}[asked])
+    assert json.loads(cli("export", run, "--onnx", out, "--json").stdout) == {
+        "schema_version": 1, "path": str(out), "checkpoint_sha256": told.checkpoint_sha256,
+        "n_bytes": 5, "difference": 1e-7, "n_crops": 6,
+    }  # fmt: skip
 
 
 def test_without_the_exporter_it_says_what_to_install(cli, exported, monkeypatch):
