@@ -124,7 +124,10 @@ def scan(
     named = _inputs(inputs or [], files_from)
     if fail_on is not None and fail_on not in FAIL_ON:
         raise unknown("verdict for --fail-on", fail_on, FAIL_ON)
-    if model is None:
+    from dfdetect.shipped import STARTER
+
+    model = model or STARTER
+    if model == STARTER and not STARTER.exists():
         raise DfdetectError(
             "no model given",
             "pass --model RUN; make one with `dfdetect train`, or try `dfdetect demo`, "
