@@ -14,7 +14,6 @@ from dfdetect import audit as auditing
 from dfdetect.audit import NEAR_BITS, Finding, audit, near_pairs, picture_hash
 from dfdetect.checkpoint import read_info
 from dfdetect.datasets.ffpp import CROSSINGS
-from dfdetect.shipped import read_portrait
 from dfdetect.errors import DfdetectError
 from dfdetect.faces import CropRecipe, align
 from dfdetect.files import write_json
@@ -22,6 +21,7 @@ from dfdetect.manifest import SCHEMA, read_table, write_part
 from dfdetect.presets import load_preset
 from dfdetect.reports.table import audit_line, audit_note, audit_table
 from dfdetect.runs import stored_run
+from dfdetect.shipped import read_portrait
 from dfdetect.train import train
 from dfdetect.training_data import load_training_data
 from dfdetect.video import sample_indices

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from conftest import PORTRAIT_LANDMARKS, clip
 
-from dfdetect.shipped import read_portrait
 from dfdetect.faces import CropRecipe, Face, FaceFinder, align, similarity, track_faces
 from dfdetect.mtcnn import Cascade, Detections
+from dfdetect.shipped import read_portrait
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import pytest
 import torch
 from conftest import PORTRAIT_LANDMARKS
 
-from dfdetect.shipped import read_portrait
 from dfdetect.errors import DfdetectError
 from dfdetect.faces import CropRecipe
 from dfdetect.forgeries import NEEDS_DECODERS, NEEDS_PARTNER, SHELF
@@ -19,6 +18,7 @@ from dfdetect.forgeries.decoders import (
     train_decoders,
 )
 from dfdetect.forgeries.reconstruct import cut_square, face_square
+from dfdetect.shipped import read_portrait
 
 
 def portrait(side=448):
