@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
+import torch  # here, so that children are forked with it and share its memory
 
 from dfdetect.degradations import Degradation, make_degradation
 from dfdetect.errors import DfdetectError, ExitCode, printable
@@ -147,8 +148,6 @@ class _NoFace(DfdetectError):
 def _use_one_thread() -> None:
     """The networks' last bits depend on the number of threads, so it is always one: same input,
     same bytes, however many workers."""
-    import torch
-
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from importlib import import_module
 from itertools import islice
 from multiprocessing import context, forkserver, popen_forkserver, resource_tracker, spawn
 from pathlib import Path
@@ -215,7 +216,10 @@ def _start_pool(function: Callable, workers: int, max_memory_gb: float) -> Any:
     with _starting:
         _start_server(function)
     return ProcessPool(
-        workers, initializer=_prepare_child, initargs=(max_memory_gb,), context=_CONTEXT
+        workers,
+        initializer=_prepare_child,
+        initargs=(function.__module__, max_memory_gb),
+        context=_CONTEXT,
     )
 
 
@@ -317,7 +321,8 @@ _PR_SET_PDEATHSIG, _M_MMAP_THRESHOLD = 1, -3
 """Of <sys/prctl.h> and <malloc.h>."""
 
 
-def _prepare_child(max_memory_gb: float) -> None:
+def _prepare_child(module: str, max_memory_gb: float) -> None:
+    import_module(module)  # if the server was started for another one
     gc.freeze()  # what is imported stays, so collecting what an input left behind is quick
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     with suppress(OSError, AttributeError):  # glibc on Linux
