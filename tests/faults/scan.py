@@ -362,8 +362,9 @@ def very_many(place: Place, number: int, rng: random.Random) -> None:
     records = lines(out.read_text())
     assert [class_of(r) for r in records].count("clean-error") == -(-n // 100)
     assert len(records) == n
+    memory = memory[:-3]  # its summary, and its end
     half = len(memory) // 2
-    if half > 10:
+    if half > 20:  # of less, most is its beginning
         assert max(memory[half:]) <= max(memory[half // 2 : half]) + 50, memory
         assert max(files[half:]) <= max(files[half // 2 : half]) + 4, files
 
