@@ -17,6 +17,7 @@ import warnings as python_warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -536,30 +537,40 @@ def redraw(media: Media, out: Path, draw: Callable[[Frame], np.ndarray]) -> bool
                 last = max(last + 1, round(picture.time_s / clock))  # damaged files go back in time
                 yuv.pts, yuv.time_base = last, clock
                 target.mux(video.encode(yuv))
-                for packet in sound.until(picture.time_s) if sound else ():
-                    packet.stream = audio
-                    target.mux(packet)
+                if sound:
+                    sound.copy(target, audio, picture.time_s)
             target.mux(video.encode(None))
+            if sound and picture.index + 1 != media.limits.max_frames:
+                sound.copy(target, audio, inf)
         except av.error.FFmpegError as error:
             raise DfdetectError(f"{media.path}: cannot be encoded ({_reason(error)})") from error
     return audio is not None
 
 
 class _Sound:
-    """The packets of a file's sound as they are, `until` a time, s; those of later calls follow."""
+    """The packets of a file's sound as they are, up to where they are damaged."""
 
     def __init__(self, container: av.container.InputContainer, stream: av.AudioStream) -> None:
         self.stream = stream
-        self._packets = (p for p in container.demux(stream) if p.dts is not None)
+        self._packets = self._read(container)
         self._next = next(self._packets, None)
 
-    def until(self, time_s: float) -> Iterator[av.Packet]:
-        while self._next is not None and self._next.dts * self._next.time_base <= time_s:
-            yield self._next
-            try:
-                self._next = next(self._packets, None)
-            except _FFMPEG_ERRORS:  # damaged from here on
-                self._next = None
+    def copy(
+        self, target: av.container.OutputContainer, stream: av.AudioStream, time_s: float
+    ) -> None:
+        """Into `stream` of `target`, those up to `time_s` that are not there yet."""
+        while self._next and self._next.dts * self._next.time_base <= time_s:
+            self._next.stream = stream
+            target.mux(self._next)
+            self._next = next(self._packets, None)
+
+    def _read(self, container: av.container.InputContainer) -> Iterator[av.Packet]:
+        last = -inf
+        with contextlib.suppress(*_FFMPEG_ERRORS):
+            for packet in container.demux(self.stream):
+                if packet.dts is not None and packet.dts > last:
+                    last = packet.dts
+                    yield packet
 
 
 # --- opening ---------------------------------------------------------------------------------

@@ -100,8 +100,9 @@ class Page:
 
     def add_error(self, path: Path, error: DfdetectError) -> None:
         """An input that gave no verdict."""
-        rank = (2, 0.0, str(path), len(self._rows))
-        self._rows.append(_Row(rank, "error", "Not readable", False, "", "", str(path), error.line))
+        name, why = str(path), error.line.removeprefix(f"{path}: ")
+        rank = (2, 0.0, name, len(self._rows))
+        self._rows.append(_Row(rank, "error", "Not readable", False, "", "", name, why))
 
     def html(self) -> str:
         """The whole page."""
@@ -187,10 +188,10 @@ def _row_of(verdict: Verdict, position: int) -> _Row:
 def _detailed(n_sections: int, n_rows: int) -> str:
     if n_sections == MOST_DETAILED < n_rows:
         return (
-            f"Details follow of the {n_sections} most suspicious of {n_rows} inputs, by their "
+            f"Details follow of the {n_sections} most suspicious of {n_rows} inputs, which have "
             "numbers; scan's JSON holds those of all."
         )
-    return "Details follow, by number." if n_sections else "There is nothing to detail."
+    return "Below the table are details of those with a number." if n_sections else ""
 
 
 def _counts(rows: Sequence[_Row]) -> str:
