@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dfdetect.checkpoint import Checkpoint
+from dfdetect.checkpoint import Checkpoint, Model
 from dfdetect.data import images_to_tensor
 from dfdetect.detector import Detector
 from dfdetect.errors import DfdetectError
@@ -112,6 +112,16 @@ def explain(
             own = [_heatmap(m.name, m.targets[n], m.maps[n], crop.shape[0]) for m in maps]
             explained.append(Heatmaps(logit, own))
     return explained
+
+
+def fake_maps(model: Model, crops: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Of each aligned crop uint8 [S,S,3] RGB the Grad-CAM of its fake logit, float32 [S,S] in 0..1.
+
+    Errors: as `explain`; DfdetectError for a model without gradients.
+    """
+    if not isinstance(model, Checkpoint):
+        raise DfdetectError("an ONNX model gives no gradients", "scan with --engine torch")
+    return [heatmaps.maps[0].values for heatmaps in explain(model, crops)]
 
 
 def explain_many(

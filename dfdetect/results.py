@@ -5,7 +5,7 @@ Libraries that only scoring needs are imported where it happens: who reads verdi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
@@ -126,6 +126,16 @@ class Verdict:
         return {key: content[key] for key in head} | {
             key: content[key] for key in content if key not in head
         }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Verdict:
+        """What `as_json` gave, of the same schema version."""
+        tracks = [
+            TrackScore(**track | {"frames": [FrameScore(**frame) for frame in track["frames"]]})
+            for track in content["tracks"]
+        ]
+        media = content["media"] and MediaFacts(**content["media"])
+        return cls(**content | {"tracks": tracks, "media": media})
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:

@@ -172,3 +172,17 @@ def test_what_cannot_be_drawn_leaves_the_earlier_file(tmp_path):
     Image.fromarray(clip(0)[0]).save(buffer, "PNG")
     source.write_bytes(buffer.getvalue())
     refused(verdict_of(source, {0: (BOX, 0.2)}), tmp_path / "o.mp4", "clip.mp4: a picture")
+
+
+def test_scan_draws_one_input_and_refuses_several_before_it_begins(cli, run, tmp_path):
+    source = write_clip(tmp_path / "clip.mp4", n_frames=4)
+    arguments = ("--model", run, "--frames", "2", "--device", "cpu", "--overlay")
+    drawn = cli("scan", source, *arguments, tmp_path / "o.mp4")
+    assert drawn.exit_code == 0 and "without sound" in drawn.stderr
+    assert len(frames_of(tmp_path / "o.mp4")) == 4
+    for inputs, out, words in (
+        ((source, source), "two.mp4", "--overlay is of one input, these are 2"),
+        ((source,), "o.gif", "an overlay is an MP4 of a video"),
+    ):
+        refused = cli("scan", *inputs, *arguments, tmp_path / out)
+        assert refused.exit_code == 2 and words in refused.stderr and not refused.stdout

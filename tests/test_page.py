@@ -1,6 +1,7 @@
 """The page of a scan: words before scores, nothing hostile gets through, readable at 360 px."""
 
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import write_clip
 from rich.console import Console
 
 from dfdetect.errors import DfdetectError
@@ -326,3 +328,30 @@ def test_a_browser_shows_it_on_360_pixels_without_scrolling_sideways(tmp_path):
     assert found, shown.stderr[-2000:]
     assert int(found[1]) == 360 and int(found[2]) <= 360
     assert "system-ui" in found[3] and "Content Security Policy" not in shown.stderr
+
+
+# --- the command -------------------------------------------------------------------------------
+
+
+def test_scan_writes_the_page_with_heat_maps_and_again_from_results_without_scanning(
+    cli, run, tmp_path
+):
+    video, results = write_clip(tmp_path / "<b>clip.mp4"), tmp_path / "results.jsonl"
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    arguments = ("scan", video, tmp_path / "broken.mp4", "--model", run, "--frames", "4")
+    arguments += ("--device", "cpu", "--workers", "1", "--out", results, "--report")
+    pages = []
+    for name in ("first.html", "second.html"):
+        assert cli(*arguments, tmp_path / name).exit_code == 3
+        pages.append((tmp_path / name).read_text())
+    for content in pages:
+        assert "1 inconclusive, 1 not readable" in words(content)
+        assert content.count('<section class="input') == 1 and "<b>" not in content
+    assert 'alt="heat map over face 0' in pages[0] and "<img" not in pages[1]
+    assert curve(pages[0]) == curve(pages[1])
+
+
+def test_a_verdict_comes_back_from_its_json():
+    verdict = verdict_of(experimental=["few"], reasons=["so"])
+    verdict = replace(verdict, media=replace(verdict.media, frames_used=[list(u) for u in USED]))
+    assert Verdict.from_json(json.loads(json.dumps(verdict.as_json()))) == verdict

@@ -22,6 +22,7 @@ from dfdetect.cli.edge import (
     progress,
     show,
     show_json,
+    warn,
 )  # fmt: skip
 from dfdetect.errors import DfdetectError, ExitCode, printable, unknown
 
@@ -61,6 +62,20 @@ def scan(
     ] = None,
     csv: Annotated[
         Path | None, typer.Option(help="A table with a row per input.", rich_help_panel=OUTPUT)
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            help="A page (HTML): verdicts, scores over time, heat maps, custody.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    overlay: Annotated[
+        Path | None,
+        typer.Option(
+            help="The video (.mp4) or picture (.png, .jpg) with boxes and scores, of one input.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -137,6 +152,7 @@ def scan(
         raise DfdetectError("--retry-failed without --out", "name the file of results with --out")
     from dfdetect.files import write_whole
     from dfdetect.records import Records, as_csv, readable, row
+    from dfdetect.results import Verdict
     from dfdetect.scanning import Scanner, scan_many
     from dfdetect.scoring import Bounds, expand_inputs
     from dfdetect.video import Limits
@@ -147,6 +163,15 @@ def scan(
         model, frames, device, Bounds(limits, max_faces, max_seconds, max_memory), engine=engine
     )
     paths = list(expand_inputs(named))
+    if overlay:
+        from dfdetect.reports.overlay import checked_suffix, write_overlay
+
+        checked_suffix(overlay)
+        if len(paths) != 1:
+            raise DfdetectError(
+                f"--overlay is of one input, these are {len(paths)}", "scan that one alone"
+            )
+    page = report and _page(scanner.checkpoint)
     outcomes: list[str] = []
     rows: list[tuple] = []
     with ExitStack() as stack:
@@ -162,7 +187,26 @@ def scan(
             if as_json:
                 show_json(record)
 
-        def report(path: Path, result) -> None:
+        def draw(path: Path, result) -> None:
+            if page and isinstance(result, DfdetectError):
+                page.add_error(path, result)
+            elif overlay and not isinstance(result, DfdetectError):
+                bounds = scanner.scorer.bounds
+                for note in write_overlay(
+                    result, overlay, bounds.limits, bounds.max_seconds, bounds.max_memory_gb
+                ):
+                    warn(f"{overlay}: {note}")
+
+        def tell_held(path: Path, record: dict) -> None:
+            tell(path, record)
+            result = (
+                DfdetectError(**record["error"]) if "error" in record else Verdict.from_json(record)
+            )
+            if page and isinstance(result, Verdict):
+                page.add(result)
+            draw(path, result)
+
+        def on_result(path: Path, result) -> None:
             failed = isinstance(result, DfdetectError)
             record = scanner.error_json(path, result) if failed else result.as_json()
             record = readable(record)
@@ -175,14 +219,29 @@ def scan(
                 from dfdetect.reports.table import verdict_panel
 
                 show(verdict_panel(result))
+            draw(path, result)
 
-        todo = held.missing(paths, tell) if held else paths
-        scan_many(scanner, todo, report, workers or available_cores(), cluster)
+        todo = held.missing(paths, tell_held) if held else paths
+        on_scored = page.add if page else lambda verdict, scored: None
+        scan_many(scanner, todo, on_result, workers or available_cores(), cluster, on_scored)
     if csv:
         write_whole(csv, as_csv(rows))
+    if page:
+        write_whole(report, page.html())
     if out and not as_json:
         show(f"{printable(out)}: {_counted(outcomes)}")
     raise typer.Exit(_exit_code(outcomes, fail_on))
+
+
+def _page(model):
+    from dfdetect.reports.page import Page
+
+    def maps(crops):
+        from dfdetect.explain import fake_maps  # PyTorch, only where there is a face to show
+
+        return fake_maps(model, crops)
+
+    return Page(maps)
 
 
 def _counted(outcomes: list[str]) -> str:

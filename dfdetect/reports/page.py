@@ -21,8 +21,8 @@ from markupsafe import Markup
 from PIL import Image
 
 from dfdetect import __version__
-from dfdetect.data import to_input
 from dfdetect.errors import DfdetectError, printable
+from dfdetect.faces import to_input
 from dfdetect.reports.heat import overlay
 from dfdetect.reports.table import probability
 from dfdetect.reports.timeline import indices_used, peaks, thinned, unbroken
@@ -363,7 +363,7 @@ def _heat(
     try:
         values = maps([look.image for look in looks])
     except DfdetectError as error:
-        return {}, f"No heat maps: {error.message}."
+        return {}, f"No heat maps: {error.line}."
     places = [(look.track_id, look.frame.index) for look in looks]
     return dict(zip(places, values, strict=True)), ""
 
