@@ -109,7 +109,8 @@ def strip(verdict: Verdict, width: int, font: ImageFont.FreeTypeFont) -> np.ndar
     words.append(verdict.call)
     if verdict.score is not None:
         words.append(f"({verdict.score_meaning} {verdict.score:.3g}).")
-    words += [*NOTE.split(), f"dfdetect {__version__}"]
+    several = len(indices_used(verdict)) > 1
+    words += [*(NOTE.split() if several else ()), f"dfdetect {__version__}"]
     gap = round(font.size / 2)
     lines = [""]
     for word in words:
