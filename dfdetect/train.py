@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -244,7 +245,6 @@ class _Run:
             self.method.loss_scale = accelerator.scaler.get_scale
         forging = training_forging(preset.augment.forge, rows, out)
         self.crops = _paired(preset, rows, self.domains, forging)
-        self.detail = _detail(self.crops)
         self.groups: dict[str, int] | None = None  # of the fakes' videos, where they are found
         whole_parts = len(self.crops) // self.n_ranks // preset.accumulate * preset.accumulate
         self.batch_size = max(2 * preset.accumulate, min(preset.batch_size, whole_parts))
@@ -527,6 +527,14 @@ class _Run:
             detail=self.detail,
         )
 
+    @cached_property
+    def detail(self) -> DetailRange:
+        """Of evenly many training samples, at all qualities, as the network gets them."""
+        n = min(len(self.crops), DETAIL_SAMPLES)
+        positions = np.linspace(0, len(self.crops) - 1, n).astype(np.int64)
+        images = self.crops[Draws(0, 0, positions)].images.flatten(0, 1)
+        return detail_range(list(images.permute(0, 2, 3, 1).contiguous().numpy()))
+
     def _manipulations(self) -> list[str]:
         """All that it was trained on, forgeries made while loading by their own names."""
         forge = self.preset.augment.forge
@@ -787,13 +795,6 @@ def _train_decoders(
 
     with in_its_folder(out):
         store_decoders(real_faces(rows), path, preset.seed, n_steps, told)
-
-
-def _detail(crops: PairedCrops) -> DetailRange:
-    """Of evenly many training samples, at all qualities, as the network gets them."""
-    positions = np.linspace(0, len(crops) - 1, min(len(crops), DETAIL_SAMPLES)).astype(np.int64)
-    images = crops[Draws(0, 0, positions)].images.flatten(0, 1)
-    return detail_range(list(images.permute(0, 2, 3, 1).contiguous().numpy()))
 
 
 def _steps_per_epoch(preset: Preset, n_samples: int, n_ranks: int) -> int:
