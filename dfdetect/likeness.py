@@ -40,9 +40,7 @@ def why_unlike(images: Sequence[np.ndarray], known: DetailRange) -> str:
     """In words, why one person's crops are unlike what training saw; "" if they are not."""
     found = float(np.median([detail(image) for image in images]))
     if found < known.low:
-        return (
-            "less fine detail than in its training: strong compression, blur or enlargement"
-        )
+        return "less fine detail than in its training: strong compression, blur or enlargement"
     if found > known.high:
         return "more fine detail than in its training: a drawing, rendered or sharpened"
     return ""

@@ -17,7 +17,6 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from dfdetect import results
 from dfdetect.data import (
     Crops,
     Draws,
@@ -609,13 +608,15 @@ def test_processes_share_the_rows_and_each_gets_all_predictions(data, monkeypatc
     alone = predict(rows)
     read, shares = Counter(), []
     for rank in (0, 1, 2):
-        monkeypatch.setattr(results, "share_of", lambda items, r=rank: items[r::3])
-        monkeypatch.setattr(results, "objects_of_all", lambda share: shares.append(share) or shares)
-        monkeypatch.setattr(results, "in_order", lambda shares: [0.0] * len(rows))
+        monkeypatch.setattr("dfdetect.processes.share_of", lambda items, r=rank: items[r::3])
+        monkeypatch.setattr(
+            "dfdetect.processes.objects_of_all", lambda share: shares.append(share) or shares
+        )
+        monkeypatch.setattr("dfdetect.processes.in_order", lambda shares: [0.0] * len(rows))
         predict(rows, 4, lambda n: read.update(all=n))
     assert read["all"] == len(rows)
     monkeypatch.undo()
-    monkeypatch.setattr(results, "objects_of_all", lambda share: shares)
+    monkeypatch.setattr("dfdetect.processes.objects_of_all", lambda share: shares)
     assert predict(rows) == alone
 
 

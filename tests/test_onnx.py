@@ -25,8 +25,9 @@ def test_the_packaged_networks_are_those_of_facenet_pytorch(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "shape"), [("p", (1, 60, 94)), ("p", (1, 12, 12)), ("r", (5, 24, 24)), ("o", (3, 48, 48))]
-)  # fmt: skip
+    ("name", "shape"),
+    [("p", (1, 60, 94)), ("p", (1, 12, 12)), ("r", (5, 24, 24)), ("o", (3, 48, 48))],
+)
 def test_each_network_gives_the_same_numbers(cascades, name, shape):
     images = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     ours, theirs = (getattr(cascade._nets, name)(images) for cascade in reversed(cascades))

@@ -1,6 +1,7 @@
 """scan of many inputs: workers and order change nothing, a batch is continued, tables are inert;
 and scan from Python: in threads, in a script without a guard, behind a web server."""
 
+import copy
 import csv
 import importlib.util
 import io
@@ -63,7 +64,7 @@ def test_a_cluster_gives_the_same(place, whole, monkeypatch):
         monkeypatch.chdir(place.clips)  # where its workers are not
         ended = place.do("0.mp4", "bad.mp4", "--json", "--cluster", cluster.scheduler_address)
     told = faults.lasting(faults.lines(ended.out))
-    named = [whole[str(place.clips / name)] for name in ("0.mp4", "bad.mp4")]
+    named = copy.deepcopy([whole[str(place.clips / name)] for name in ("0.mp4", "bad.mp4")])
     named[1]["error"]["message"] = told[1]["error"]["message"]
     assert told == [n | {"input": t["input"]} for n, t in zip(named, told, strict=True)]
     assert told[1]["error"]["message"].startswith("bad.mp4: not a video")
