@@ -29,8 +29,9 @@ def publish(model: Path, about: Path, out: Path) -> Path:
     try:
         text = about.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
+        cause = getattr(error, "strerror", "not text in UTF-8")
         raise DfdetectError(
-            f"{about}: cannot be read ({error})", "give a Markdown file on data, limits and licence"
+            f"{about}: cannot be read ({cause})", "give a Markdown file on data, limits and licence"
         ) from error
     checkpoint = load_checkpoint(model, "cpu")
     detector = checkpoint.detector.half().float()
