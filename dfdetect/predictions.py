@@ -17,7 +17,7 @@ from dfdetect.files import write_whole
 from dfdetect.results import Prediction
 
 _MODEL = b"dfdetect model"
-_OPTIONAL = "predicted_domain"
+_OPTIONAL = {"predicted_domain", "face_px"}
 
 
 class Predictions(NamedTuple):
@@ -31,10 +31,9 @@ class Predictions(NamedTuple):
 def write_predictions(
     path: Path, model: Mapping[str, Any], rows: Mapping[str, Sequence[Prediction]]
 ) -> None:
-    """The column of predicted domains is left out where none was predicted."""
+    """The columns of predicted domains and of face widths are left out where there are none."""
     table = pa.Table.from_pylist([{"data": d, **p._asdict()} for d, ps in rows.items() for p in ps])
-    if table[_OPTIONAL].null_count == len(table):
-        table = table.drop_columns([_OPTIONAL])
+    table = table.drop_columns([n for n in sorted(_OPTIONAL) if table[n].null_count == len(table)])
     table = table.replace_schema_metadata({_MODEL: json.dumps(model)})
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
@@ -52,7 +51,7 @@ def read_predictions(path: Path) -> Predictions:
             f"{path}: cannot be read ({cause})", "`dfdetect eval --out` writes predictions.parquet"
         ) from error
     model = (table.schema.metadata or {}).get(_MODEL)
-    needed = {"data", *Prediction._fields} - {_OPTIONAL}
+    needed = {"data", *Prediction._fields} - _OPTIONAL
     if model is None or needed - set(table.column_names):
         raise DfdetectError(
             f"{path}: does not say what which model predicted", "write it anew: dfdetect eval --out"

@@ -24,7 +24,8 @@ Call = Literal["likely-fake", "likely-real", "inconclusive", "no-face"]
 
 class Prediction(NamedTuple):
     """One scored crop. `logit` is what the detector said, `score` its sigmoid in 0..1;
-    `predicted_domain` is the forgery technique that a domain head named, if it was asked."""
+    `predicted_domain` is the forgery technique that a domain head named, if it was asked;
+    `face_px` the width of the face's box in its source picture, where it is known."""
 
     sample_id: str
     video_id: str
@@ -37,6 +38,7 @@ class Prediction(NamedTuple):
     logit: float
     score: float
     predicted_domain: str | None = None
+    face_px: float | None = None
 
 
 class FrameScore(NamedTuple):
@@ -203,7 +205,7 @@ def predictions_of(
     return [
         Prediction(
             s.sample_id, s.video_id, s.track_id, s.dataset, s.manipulation, s.quality, s.split,
-            s.label, float(logit), float(score), domain,
+            s.label, float(logit), float(score), domain, s.face_px,
         )
         for s, logit, score, domain in zip(
             samples, logits, scores, domains or [None] * len(samples), strict=True
