@@ -51,7 +51,7 @@ def plane(columns, *maps):
 def drawn(monkeypatch):
     """The matplotlib figures that were drawn, as they were when they were saved."""
     kept = []
-    png = figures._png
+    png = figures.png
 
     def keep(figure):
         content = png(figure)
@@ -62,7 +62,7 @@ def drawn(monkeypatch):
             kept.append((text.get_text(), box, figure.bbox))
         return content
 
-    monkeypatch.setattr(figures, "_png", keep)
+    monkeypatch.setattr(figures, "png", keep)
     return kept
 
 

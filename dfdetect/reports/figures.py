@@ -1,40 +1,29 @@
-"""Figures as PNG, drawn with matplotlib: what eval's domains.csv and features.npz hold.
+"""Figures as PNG: what eval's domains.csv and features.npz hold."""
 
-One style, whatever a user's matplotlibrc says: white, no mathtext, Agg without pyplot's state; what
-a colour says is also said by a number, a shape or a word.
-"""
+from collections.abc import Mapping, Sequence
 
-import io
-import textwrap
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-
-import matplotlib
-import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from dfdetect.domains import REAL, Confusion
 from dfdetect.embedding import DIRECTIONS, Plane
-from dfdetect.errors import printable
+from dfdetect.reports.drawing import (
+    CHARACTER,
+    COLOURS,
+    LINE,
+    LONGEST_NAME,
+    SHAPES,
+    fractions,
+    png,
+    short_names,
+    style,
+    wrapped,
+    write,
+)
 
-STYLE = {
-    "figure.dpi": 100, "figure.facecolor": "white", "font.family": "DejaVu Sans", "font.size": 10,
-    "text.parse_math": False, "text.usetex": False, "legend.frameon": False,
-    "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
-}  # fmt: skip
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00", "#56b4e9")
-"""Okabe and Ito's, told apart by most colour-blind eyes."""
-SHAPES = ("o", "s", "^", "D", "v", "P", "X", "<", "p", "*", ">", "h", "d")
 REAL_SHAPE, REAL_COLOUR = "+", "#555555"
-LONGEST_NAME = 32
-"""Characters of a name in a figure."""
-CHARACTER, LINE = 0.08, 0.19
-"""Width and height of text of 10 points, inches."""
 NEVER = "* never trained on"
 PANEL_OF = {
     "whole": "whole: GAP(I_X)", "deepfake": "deepfake: GAP(I_df)", "domain": "domain: GAP(I_dom)"
@@ -58,25 +47,25 @@ def draw_confusions(confusions: Sequence[Confusion]) -> bytes:
     left = max(left, 0.7 * CHARACTER * max(map(len, columns)) + 0.3)
     width = max(left + cell_w * len(columns) + 0.4, 7.5)
     below = 0.7 * CHARACTER * max(map(len, columns)) + 0.35
-    captions = [_wrapped(_diagonal(group), width) for group in folders.values()]
-    heads = [_wrapped(_place(group), width) for group in folders.values()]
+    captions = [wrapped(_diagonal(group), width) for group in folders.values()]
+    heads = [wrapped(_place(group), width) for group in folders.values()]
     heights = [
         LINE * (len(head) + 2) + cell_h * len(c.manipulations) + below + LINE * len(caption) + 0.3
         for head, c, caption in zip(heads, pooled, captions, strict=True)
     ]
-    with _style():
+    with style():
         figure = Figure((width, sum(heights)))
         top = sum(heights)
         for c, head, caption, height in zip(pooled, heads, captions, heights, strict=True):
             tall = cell_h * len(c.manipulations)
             heat_top = top - LINE * (len(head) + 1.5)
             box = (left, heat_top - tall, cell_w * len(columns), tall)
-            axes = figure.add_axes(_fractions(box, width, sum(heights)))
+            axes = figure.add_axes(fractions(box, width, sum(heights)))
             _heat(axes, c, rows[c.data], columns)
-            _write(figure, head, top - 0.1)
-            _write(figure, caption, top - height + LINE * len(caption) + 0.15)
+            write(figure, head, top - 0.1)
+            write(figure, caption, top - height + LINE * len(caption) + 0.15)
             top -= height
-        return _png(figure)
+        return png(figure)
 
 
 def draw_plane(columns: Mapping[str, np.ndarray], plane: Plane, split: str) -> bytes:
@@ -99,16 +88,16 @@ def draw_plane(columns: Mapping[str, np.ndarray], plane: Plane, split: str) -> b
         f"{folders}, {split} split, {len(columns['label'])} crops, principal components (up to "
         f"{DIRECTIONS}) first, perplexity {plane.perplexity:.3g}, seed {plane.seed}."
     )
-    caption = _wrapped(note + (f" {NEVER}, and hollow." if any_never else ""), width)
+    caption = wrapped(note + (f" {NEVER}, and hollow." if any_never else ""), width)
     per_line = [_legend_columns(group, width) for group in groups]
     legends = [LINE * 1.35 * -(-len(g) // n) + 0.15 for g, n in zip(groups, per_line, strict=True)]
     height = sum(legends) + len(groups) * (side + 0.5) + LINE * len(caption) + 0.3
-    with _style():
+    with style():
         figure, top = Figure((width, height)), height - 0.35
         for group, legend, n in zip(groups, legends, per_line, strict=True):
             for i, name in enumerate(panels):
                 box = (gap + i * (side + gap), top - side, side, side)
-                axes = figure.add_axes(_fractions(box, width, height))
+                axes = figure.add_axes(fractions(box, width, height))
                 handles = _scatter(axes, plane.places[name], group)
                 axes.set_title(PANEL_OF[name])
             place = (gap / 2 / width, (top - side - 0.05) / height)
@@ -119,23 +108,8 @@ def draw_plane(columns: Mapping[str, np.ndarray], plane: Plane, split: str) -> b
             for text, (label, _, _) in zip(legend_box.get_texts(), group, strict=True):
                 text.set_text(label)  # matplotlib would leave out names that begin with _
             top -= side + legend + 0.5
-        _write(figure, caption, LINE * len(caption) + 0.15)
-        return _png(figure)
-
-
-def short_names(names: Sequence[str], longest: int = LONGEST_NAME) -> list[str]:
-    """`names` of strangers, printable, distinct and of at most `longest` characters: what is left
-    out is …, and where two would be alike a number follows."""
-    shown: list[str] = []
-    for name in map(printable, names):
-        text = name if len(name) <= longest else f"{name[: longest - 1].rstrip()}…"
-        number = 1
-        while text in shown:
-            number += 1
-            end = f"… {number}"
-            text = f"{name[: longest - len(end)].rstrip()}{end}"
-        shown.append(text)
-    return shown
+        write(figure, caption, LINE * len(caption) + 0.15)
+        return png(figure)
 
 
 # --- heat maps ---------------------------------------------------------------------------------
@@ -260,36 +234,3 @@ def _scatter(axes: Axes, places: np.ndarray, group: Group) -> list:
 def _legend_columns(group: Group, width: float) -> int:
     widest = CHARACTER * max(len(label) for label, _, _ in group) + 0.6
     return max(1, min(len(group), int(width / widest)))
-
-
-# --- the page ----------------------------------------------------------------------------------
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # drawn as a box
-        yield
-
-
-def _png(figure: Figure) -> bytes:
-    FigureCanvasAgg(figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _wrapped(text: str, width: float) -> list[str]:
-    return textwrap.wrap(text, int((width - 0.3) / CHARACTER))
-
-
-def _write(figure: Figure, lines: Sequence[str], top: float) -> None:
-    """Lines of text, the first below `top` inches from the bottom of the figure."""
-    width, height = figure.get_size_inches()
-    for i, line in enumerate(lines):
-        figure.text(0.15 / width, (top - i * LINE) / height, line, va="top")
-
-
-def _fractions(box: tuple[float, ...], width: float, height: float) -> tuple[float, ...]:
-    left, bottom, across, up = box
-    return left / width, bottom / height, across / width, up / height
