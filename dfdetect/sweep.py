@@ -11,14 +11,8 @@ when cell.json says so, which is written last and names the data and split that 
 import csv
 import io
 import json
-import os
-import shlex
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -27,12 +21,11 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from dfdetect.checkpoint import choose_device
+from dfdetect.children import NOTE, Ended, Event, Job, noted, run_jobs
 from dfdetect.comparison import Figure, figures_of, over_seeds, read_measured
-from dfdetect.errors import DfdetectError, ExitCode, unknown
+from dfdetect.errors import DfdetectError, unknown
 from dfdetect.files import (
     folder_lock,
-    make_folder,
-    read_json,
     sweep_unfinished,
     write_json,
     write_whole,
@@ -43,12 +36,6 @@ from dfdetect.methods import method_options
 from dfdetect.quality import ordered
 from dfdetect.runs import refuse_other_preset
 
-POLL_S = 0.2
-"""How often the children are looked after."""
-TAIL_BYTES = 20_000
-"""Of a log, where its last lines are looked for."""
-
-Event = dict[str, Any]
 Status = Literal["finished", "failed", "begun", "not begun"]
 
 
@@ -149,9 +136,12 @@ def sweep(
         write_whole(out / "sweep.yaml", _resolved(grid, cells))
         todo = [cell for cell in chosen if states[cell.name].status != "finished"]
         write_whole(out / "sweep.csv", _as_csv(result := _result(grid, states)))
-        with closing(_run(todo, task, out, devices, on_event)) as ended:
-            for state in ended:
-                states[state.cell.name] = state
+        by_name = {cell.name: cell for cell in cells}
+        jobs = [_job(cell, task, out) for cell in todo]
+        with closing(run_jobs(jobs, devices, on_event)) as ending:
+            for ended in ending:
+                cell = by_name[ended.job.name]
+                states[cell.name] = _ended(ended, cell, task)
                 write_whole(out / "sweep.csv", _as_csv(result := _result(grid, states)))
         return result
 
@@ -188,32 +178,24 @@ def _state(folder: Path, cell: GridCell, task: _Task) -> CellState:
         except DfdetectError as error:
             hint = "give the cell another name, delete its folder, or choose another --out"
             raise DfdetectError(error.message, hint) from error
-    noted = _noted(folder)
-    if noted.get("status") == "failed":
-        return CellState(cell, "failed", noted["error"])
-    if not begun or noted.get("status") != "finished":
+    note = noted(folder)
+    if note.get("status") == "failed":
+        return CellState(cell, "failed", note["error"])
+    if not begun or note.get("status") != "finished":
         return CellState(cell, "begun" if begun else "not begun")
-    if noted["data"] != task.fingerprints:
+    if note["data"] != task.fingerprints:
         raise DfdetectError(
-            f"{folder}: was trained on data {', '.join(noted['data'])}, "
+            f"{folder}: was trained on data {', '.join(note['data'])}, "
             f"--data now holds {', '.join(task.fingerprints)}",
             "give the data it was trained on, or choose another --out",
         )
-    if (noted["split"], noted["qualities"]) != (task.split, task.qualities):
+    if (note["split"], note["qualities"]) != (task.split, task.qualities):
         return CellState(cell, "begun")  # trained, to be measured anew
     try:
         read_measured(folder / "eval")
     except DfdetectError:
         return CellState(cell, "begun")
     return CellState(cell, "finished")
-
-
-def _noted(folder: Path) -> dict[str, Any]:
-    """What is known of a cell besides its run; nothing if the note was damaged."""
-    try:
-        return read_json(folder / "cell.json")
-    except DfdetectError:
-        return {}
 
 
 def _chosen(cells: Sequence[GridCell], only: Sequence[str]) -> list[GridCell]:
@@ -244,135 +226,35 @@ def _resolved(grid: Grid, cells: Sequence[GridCell]) -> str:
 # --- running ---------------------------------------------------------------------------------
 
 
-class _Attempt:
-    """One cell on one device: its commands, one child process after the other."""
-
-    def __init__(self, cell: GridCell, task: _Task, out: Path, device: str, n_cpu: int) -> None:
-        self.cell, self.folder, self.device = cell, out / cell.name, device
-        self.resumed = (self.folder / "run.json").exists()
-        self._began = time.monotonic()
-        self._environment = dict(os.environ)
-        if device == "cpu" and n_cpu > 1:  # those on one CPU share its cores
-            share = max(1, (os.cpu_count() or 1) // n_cpu)
-            self._environment.setdefault("OMP_NUM_THREADS", str(share))
-        self._commands = _commands(cell, task, self.folder, device, self.resumed)
-        make_folder(self.folder)
-        (self.folder / "cell.json").unlink(missing_ok=True)
-        self._start_next()
-
-    def is_over(self, stopped: bool) -> bool:
-        """Whether no child runs any more; starts the next command after one that went well."""
-        if self.child.poll() == 0 and self._commands and not stopped:
-            self._start_next()
-        return self.child.poll() is not None
-
-    @property
-    def is_finished(self) -> bool:
-        return self.child.poll() == 0 and not self._commands
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._began
-
-    @property
-    def error(self) -> str:
-        """Why the last command failed, in its own words where it left any."""
-        if self.child.returncode < 0:
-            name = signal.Signals(-self.child.returncode).name
-            return f"killed by {name}" + (", perhaps out of memory" if name == "SIGKILL" else "")
-        lines = [line for line in _tail(self.folder / "log.txt") if line.strip()]
-        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        return (errors or lines)[-1]
-
-    @property
-    def progress(self) -> str:
-        """The cell and its newest step."""
-        for line in reversed(_tail(self.folder / "metrics.jsonl")):
-            with suppress(ValueError):  # half a line
-                return f"{self.cell.name}: step {json.loads(line)['step']}"
-        return self.cell.name
-
-    def _start_next(self) -> None:
-        command = self._commands.pop(0)
-        with (self.folder / "log.txt").open("ab") as log:
-            log.write(f"$ dfdetect {shlex.join(command)}\n".encode())
-            log.flush()
-            # In a group of its own: Ctrl-C reaches it through us, once.
-            self.child = subprocess.Popen(
-                [sys.executable, "-m", "dfdetect", *command], stdin=subprocess.DEVNULL,
-                stdout=log, stderr=log, env=self._environment, start_new_session=True,
-            )  # fmt: skip
-
-
-def _commands(
-    cell: GridCell, task: _Task, folder: Path, device: str, resume: bool
-) -> list[list[str]]:
-    """What a user would type for the cell, after `dfdetect`."""
+def _job(cell: GridCell, task: _Task, out: Path) -> Job:
+    """What a user would type for the cell."""
+    folder = out / cell.name
+    resumed = (folder / "run.json").exists()
     data = [part for path in task.data for part in ("--data", str(path))]
-    train = ["train", "--preset", cell.preset, *data, "--out", str(folder), "--device", device]
-    train += [part for override in cell.overrides for part in ("--set", override)]
-    train += ["--resume"] if resume else []
-    train += ["--allow-audit-fail"] if task.allow_audit_fail else []
-    measure = [
-        "eval", str(folder), *data, "--split", task.split, "--qualities", task.qualities,
-        "--out", str(folder / "eval"), "--device", device,
-    ]  # fmt: skip
-    return [train, measure]
+
+    def commands(device: str) -> list[list[str]]:
+        train = ["train", "--preset", cell.preset, *data, "--out", str(folder), "--device", device]
+        train += [part for override in cell.overrides for part in ("--set", override)]
+        train += ["--resume"] if resumed else []
+        train += ["--allow-audit-fail"] if task.allow_audit_fail else []
+        measure = [
+            "eval", str(folder), *data, "--split", task.split, "--qualities", task.qualities,
+            "--out", str(folder / "eval"), "--device", device,
+        ]  # fmt: skip
+        return [train, measure]
+
+    return Job(cell.name, folder, commands, resumed)
 
 
-def _run(
-    todo: Sequence[GridCell], task: _Task, out: Path, devices: Sequence[str],
-    on_event: Callable[[Event], None],
-) -> Iterator[CellState]:  # fmt: skip
-    """Yields each cell as it ends. Errors: DfdetectError when a signal stopped it."""
-    waiting, n_done = list(todo), 0
-    running: dict[int, _Attempt] = {}
-    with _stop_signals(running) as stopped:
-        while running or (waiting and not stopped):
-            for slot, device in enumerate(devices):
-                if slot not in running and waiting and not stopped:
-                    n_cpu = devices.count("cpu")
-                    attempt = _Attempt(waiting.pop(0), task, out, device, n_cpu)
-                    running[slot] = attempt
-                    on_event(_event("begin", attempt))
-            for slot, attempt in list(running.items()):
-                if not attempt.is_over(bool(stopped)):
-                    continue
-                del running[slot]
-                if stopped and not attempt.is_finished:
-                    continue  # begun, for the next time
-                n_done += 1
-                state = _ended(attempt, task)
-                on_event(_event("end", attempt) | {"status": state.status, "error": state.error})
-                yield state
-            text = "; ".join(attempt.progress for attempt in running.values())
-            on_event({"kind": "progress", "done": n_done, "total": len(todo), "text": text})
-            time.sleep(POLL_S)
-    if stopped:
-        raise DfdetectError(
-            f"stopped with {n_done} of {len(todo)} cells done; those running saved their state",
-            "the same command again continues",
-            ExitCode.INTERRUPTED if stopped[0] == signal.SIGINT else ExitCode.TERMINATED,
-        )
-
-
-def _event(kind: str, attempt: _Attempt) -> Event:
-    return {
-        "kind": kind, "cell": attempt.cell.name, "device": attempt.device,
-        "resumed": attempt.resumed, "seconds": attempt.seconds,
-        "log": str(attempt.folder / "log.txt"),
-    }  # fmt: skip
-
-
-def _ended(attempt: _Attempt, task: _Task) -> CellState:
+def _ended(ended: Ended, cell: GridCell, task: _Task) -> CellState:
     """Note how a cell ended, last of all it leaves."""
-    if not attempt.is_finished:
-        state = CellState(attempt.cell, "failed", attempt.error)
-        write_json(attempt.folder / "cell.json", {"status": "failed", "error": state.error})
-        return state
-    state = _with_figures(attempt.folder, CellState(attempt.cell, "finished"))
+    folder = ended.job.folder
+    if ended.error:
+        write_json(folder / NOTE, {"status": "failed", "error": ended.error})
+        return CellState(cell, "failed", ended.error)
+    state = _with_figures(folder, CellState(cell, "finished"))
     write_json(
-        attempt.folder / "cell.json",
+        folder / NOTE,
         {
             "status": "finished",
             "data": task.fingerprints,
@@ -381,43 +263,6 @@ def _ended(attempt: _Attempt, task: _Task) -> CellState:
         },
     )
     return state
-
-
-@contextmanager
-def _stop_signals(running: Mapping[int, _Attempt]) -> Iterator[list[int]]:
-    """Collects what asks us to stop and passes it on to the children, which save their state; a
-    second one kills them. None is left running at the end, however that comes."""
-    received: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        for attempt in running.values():
-            attempt.child.send_signal(signal.SIGKILL if received else number)
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    before = {}
-    with suppress(ValueError):  # not in the main thread: whoever owns it decides
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            before[number] = signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for attempt in running.values():
-            attempt.child.terminate()
-            attempt.child.wait()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _tail(path: Path) -> list[str]:
-    """The last lines of a file, none if it is not there."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
-            return file.read().decode(errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
 
 
 # --- after -----------------------------------------------------------------------------------
