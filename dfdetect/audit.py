@@ -1114,5 +1114,5 @@ def _test_only(dataset: str | None) -> bool:
 
 def _strength(quality: str) -> str:
     parsed = parse_quality(quality)
-    heavy = parsed.level > 30 if parsed.codec == "h264" else parsed.level < 50
-    return "heavy" if heavy and parsed.codec != "raw" else "light"
+    heavy = parsed.level > 30 if parsed.kind == "h264" else parsed.level < 50
+    return "heavy" if heavy and parsed.kind != "raw" else "light"

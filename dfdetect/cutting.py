@@ -26,12 +26,13 @@ import cv2
 import numpy as np
 import torch  # here, so that children are forked with it and share its memory
 
+from dfdetect.corruptions import jpeg_round_trip
 from dfdetect.degradations import Degradation, make_degradation
 from dfdetect.errors import DfdetectError, ExitCode, printable
 from dfdetect.faces import CropRecipe, Face, FaceFinder, Track, align, to_input, track_faces
 from dfdetect.files import sweep_unfinished, write_whole
 from dfdetect.manifest import SourceVideo, folder_key, part_path, write_part
-from dfdetect.quality import Quality, jpeg_round_trip, parse_qualities
+from dfdetect.quality import Quality, parse_qualities
 from dfdetect.video import Limits, Media, Picture, VideoInfo, open_media, sample_indices
 
 log = logging.getLogger(__name__)
@@ -235,12 +236,12 @@ def _where_from(
     """Which quality the file itself is, which are made of it, and which are shipped beside it."""
     asked = parse_qualities(recipe.qualities)
     if not recipe.use_shipped:
-        return "raw", [q for q in asked if q.codec != "raw"], {}
+        return "raw", [q for q in asked if q.kind != "raw"], {}
     made, shipped = [], {}
     for quality in asked:
         if quality.name in video.shipped:
             shipped[quality.name] = video.shipped[quality.name]
-        elif quality.codec != "raw" and video.quality == "raw":
+        elif quality.kind != "raw" and video.quality == "raw":
             made.append(quality)
         elif quality.name != video.quality:
             there = ", ".join([video.quality, *video.shipped])
@@ -280,7 +281,7 @@ def _one_pass(
     streams = [
         _Stream(quality, make_degradation(quality, media.info), cut, stage_s)
         for quality in made
-        if quality.codec != "jpeg"
+        if quality.kind != "jpeg"
     ]
     n_decoded = 0
     try:
@@ -309,10 +310,12 @@ def _one_pass(
     del stage_s["idle"]
     for stream in streams:
         stream.check(n_decoded)
-    for quality in (q for q in made if q.codec == "jpeg"):
+    for quality in (q for q in made if q.kind == "jpeg"):
         for index in seen.faces:
             plain = seen.crops.get((best, index), [])
-            seen.crops[quality.name, index] = [jpeg_round_trip(c, quality.level) for c in plain]
+            seen.crops[quality.name, index] = [
+                jpeg_round_trip(c, int(quality.level)) for c in plain
+            ]
     return seen._replace(n_decoded=n_decoded, size=size)
 
 
@@ -573,7 +576,7 @@ def _ready_crops(task: Task) -> Cut:
     video, recipe = task.video, task.recipe
     asked = parse_qualities(recipe.qualities)
     stored = [q.name for q in asked if q.name in video.crops]
-    derived = [q for q in asked if q.codec == "jpeg" and q.name not in video.crops]
+    derived = [q for q in asked if q.kind == "jpeg" and q.name not in video.crops]
     lacking = [q.name for q in asked if q.name not in stored and q not in derived]
     if lacking or (derived and "raw" not in video.crops):
         raise DfdetectError(
@@ -606,7 +609,7 @@ def _ready_crops(task: Task) -> Cut:
             n_bytes += len(content) if quality == source_qualities[0] else 0
             first = first or media.info
             images[quality] = to_input(_squared(image), recipe.crop.size)
-        images |= {q.name: jpeg_round_trip(images["raw"], q.level) for q in derived}
+        images |= {q.name: jpeg_round_trip(images["raw"], int(q.level)) for q in derived}
         crops.append(
             Crop(
                 {q: images[q] for q in recipe.qualities},

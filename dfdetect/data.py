@@ -1,8 +1,8 @@
 """Prepared crops -> batches: pairs of qualities, augmentation, order of an epoch, loaders.
 
 Everything random is a function of (seed, epoch, draw), so a run that resumes in the middle of an
-epoch sees exactly what it would have seen. JPEG is cheap beside reading a crop, so its qualities
-are made here of the raw crop; those that prepare stored are read, and are the same pixels.
+epoch sees exactly what it would have seen. Qualities that need no more than the raw crop are made
+of it here (corruptions.py); JPEG that prepare stored is read, and is the same pixels.
 Where fakes are made of the reals here too (`augment.forge`), every quality of every training sample
 is made of its raw crop, so that the forgery is all in which the classes differ.
 """
@@ -29,11 +29,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dfdetect.corruptions import corrupted, jpeg_round_trip
 from dfdetect.errors import MOST_NAMED, DfdetectError, ExitCode
 from dfdetect.faces import to_input
 from dfdetect.manifest import Sample
 from dfdetect.presets import Augment
-from dfdetect.quality import Quality, jpeg_level, jpeg_round_trip, parse_quality
+from dfdetect.quality import Quality, parse_quality
 from dfdetect.video import through_h264
 from dfdetect.workers import available_cores
 
@@ -74,16 +75,16 @@ class Batch(NamedTuple):
 
 
 class CropFile(NamedTuple):
-    """What it takes to read one row: its file, and the JPEG to make of it, if any."""
+    """What it takes to read one row: its file, and the quality to make of it, if any."""
 
     path: Path
     sample_id: str
-    jpeg: Quality | None
+    made: Quality | None
 
 
 def at_qualities(samples: Iterable[Sample], qualities: Sequence[str]) -> list[Sample]:
-    """The rows of each sample at `qualities`, in their order: the stored row, or for JPEG that was
-    not stored the raw row with the quality to make of it. A sample's other qualities are left out.
+    """The rows of each sample at `qualities`, in their order: the stored row, or but for H.264 of
+    videos the raw row with the quality to make of it. A sample's other qualities are left out.
     """
     wanted = [parse_quality(name) for name in qualities]
     groups: dict[str, dict[str, Sample]] = {}
@@ -94,8 +95,8 @@ def at_qualities(samples: Iterable[Sample], qualities: Sequence[str]) -> list[Sa
         for quality in wanted:
             if quality.name in group:
                 rows.append(group[quality.name])
-            elif quality.codec == "jpeg" and "raw" in group:
-                rows.append(group["raw"]._replace(quality=quality.name, jpeg=quality))
+            elif quality.kind != "h264" and "raw" in group:
+                rows.append(group["raw"]._replace(quality=quality.name, made=quality))
     return rows
 
 
@@ -131,21 +132,19 @@ def read_group(
 ) -> list[np.ndarray]:
     """The rows of one sample as pixels, uint8 [H,W,3] RGB each; each file is read once.
 
-    A range of JPEG qualities is drawn with `rng`, without one by the sample's id.
+    Noise and a range of JPEG qualities are drawn with `rng`, without one by the sample's id.
     """
     files = {path: read_crop(path) for path in dict.fromkeys(s.path for s in group)}
     return [
-        jpeg_round_trip(files[s.path], jpeg_level(s.jpeg, s.sample_id, rng))
-        if s.jpeg
-        else files[s.path]
+        corrupted(files[s.path], s.made, s.sample_id, rng) if s.made else files[s.path]
         for s in group
     ]
 
 
 class Draws(NamedTuple):
     """A batch to be made: the `positions` of its samples; `first` is the number of its first draw
-    in the epoch. A sample drawn twice is augmented in two ways, and its level in a range of JPEG
-    qualities drawn anew."""
+    in the epoch. A sample drawn twice is augmented in two ways, and its noise and its level in a
+    range of JPEG qualities are drawn anew."""
 
     epoch: int
     first: int
@@ -319,18 +318,16 @@ def degraded(
     it, is taken. The stream is the same at each CRF. An odd side loses its last pixel, as there.
     """
     stream = []
-    if any(q.codec == "h264" for q in qualities):
+    if any(q.kind == "h264" for q in qualities):
         side = len(crop) // 2 * 2
         crop = np.ascontiguousarray(crop[:side, :side])
         stream = drifting(crop, rng)
     made = []
     for quality in qualities:
-        if quality.codec == "h264":
-            made.append(through_h264(stream, quality.level)[-1])
-        elif quality.codec == "jpeg":
-            made.append(jpeg_round_trip(crop, jpeg_level(quality, "", rng)))
+        if quality.kind == "h264":
+            made.append(through_h264(stream, int(quality.level))[-1])
         else:
-            made.append(crop)
+            made.append(corrupted(crop, quality, "", rng))
     return made
 
 
@@ -589,11 +586,11 @@ class _CropFiles:
         self._paths = _Strings(str(s.path) for s in samples)
         self._ids = _Strings(s.sample_id for s in samples)
         numbers: dict[Quality | None, int] = {}
-        self._jpeg = np.array([numbers.setdefault(s.jpeg, len(numbers)) for s in samples], np.int16)
-        self._jpegs = list(numbers)
+        self._made = np.array([numbers.setdefault(s.made, len(numbers)) for s in samples], np.int16)
+        self._qualities = list(numbers)
 
     def __getitem__(self, row: int) -> CropFile:
-        return CropFile(Path(self._paths[row]), self._ids[row], self._jpegs[self._jpeg[row]])
+        return CropFile(Path(self._paths[row]), self._ids[row], self._qualities[self._made[row]])
 
 
 class _Strings:

@@ -205,7 +205,7 @@ def _named(data: Sequence[Path]) -> dict[str, Path]:
 def _rows(folder: Path, split: str, qualities: str | None) -> list[Sample]:
     samples = read_samples(folder)
     prepared = ordered({s.quality for s in samples})
-    wanted = [q.name for q in parse_qualities(qualities or prepared, ranges=True)]
+    wanted = [q.name for q in parse_qualities(qualities or prepared, made=True)]
     rows = at_qualities(samples, wanted)
     for quality in wanted:
         if not any(s.quality == quality for s in rows):

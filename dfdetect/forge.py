@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from dfdetect.corruptions import jpeg_round_trip
 from dfdetect.cutting import WRITERS, Failure, encode_crop
 from dfdetect.data import read_crop
 from dfdetect.errors import DfdetectError, ExitCode, printable, unknown
@@ -35,7 +36,7 @@ from dfdetect.forgeries import NEEDS_DECODERS, NEEDS_PARTNER, SHELF
 from dfdetect.forgeries.base import Bank, Decoder, Forged, Portrait
 from dfdetect.forging import DECODERS, FaceCrop, store_decoders
 from dfdetect.manifest import folder_key, part_path, read_table, write_part
-from dfdetect.quality import Quality, jpeg_round_trip, parse_qualities
+from dfdetect.quality import Quality, parse_qualities
 from dfdetect.video import open_media, through_h264
 
 DECODER_STEPS = 500
@@ -256,7 +257,7 @@ def _write_copy(
             "sample_id": f"{copy.video_id}/{row['frame_index']:06d}/{face.track_id}",
             "video_id": copy.video_id,
             "quality": quality.name,
-            "psnr_db": None if quality.codec == "raw" else float(cv2.PSNR(crop, plain)),
+            "psnr_db": None if quality.kind == "raw" else float(cv2.PSNR(crop, plain)),
         }
 
     work = [
@@ -287,10 +288,10 @@ def _even(crop: np.ndarray) -> np.ndarray:
 
 
 def _at(quality: Quality, crops: Sequence[np.ndarray]) -> list[np.ndarray]:
-    if quality.codec == "h264":
-        return through_h264(crops, quality.level)
-    if quality.codec == "jpeg":
-        return [jpeg_round_trip(crop, quality.level) for crop in crops]
+    if quality.kind == "h264":
+        return through_h264(crops, int(quality.level))
+    if quality.kind == "jpeg":
+        return [jpeg_round_trip(crop, int(quality.level)) for crop in crops]
     return list(crops)
 
 

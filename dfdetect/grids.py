@@ -54,7 +54,7 @@ class Grid(_Section):
     @field_validator("qualities", mode="before")
     @classmethod
     def _qualities(cls, value: Any) -> Any:
-        return value and ",".join(q.name for q in parse_qualities(listed(value), ranges=True))
+        return value and ",".join(q.name for q in parse_qualities(listed(value), made=True))
 
     @field_validator("axes")
     @classmethod

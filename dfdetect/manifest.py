@@ -104,7 +104,7 @@ class Sample(NamedTuple):
     """The columns of one manifest row that training and evaluation need.
 
     `face_px` is the width of the face's box in its source picture, None where nobody measured it.
-    `jpeg` is no column: it is the quality to make of the file at `path` as it is read, for a row
+    `made` is no column: it is the quality to make of the file at `path` as it is read, for a row
     that `data.at_qualities` derived from the raw one.
     """
 
@@ -119,7 +119,7 @@ class Sample(NamedTuple):
     quality: str
     track_id: int
     face_px: float | None = None
-    jpeg: Quality | None = None
+    made: Quality | None = None
 
 
 def folder_key(video_id: str) -> str:

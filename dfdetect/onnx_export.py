@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from dfdetect.checkpoint import METADATA_KEY, Checkpoint, load_checkpoint
+from dfdetect.corruptions import jpeg_round_trip
 from dfdetect.detector import Detector
 from dfdetect.engine import CHECKPOINT_KEY
 from dfdetect.errors import DfdetectError, ExitCode
 from dfdetect.faces import CropRecipe, FaceFinder, align, to_input
 from dfdetect.files import write_whole
-from dfdetect.quality import jpeg_round_trip
 from dfdetect.results import score_images
 from dfdetect.sessions import Session
 from dfdetect.shipped import read_portrait

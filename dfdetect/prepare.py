@@ -364,7 +364,7 @@ def _qualities(videos: Sequence[SourceVideo], recipe: PrepareRecipe) -> tuple[st
     asked = parse_qualities(recipe.qualities) if recipe.qualities else ()
     if all(video.crops for video in videos):
         shipped = set.intersection(*(set(video.crops) for video in videos))
-        if lacking := [q.name for q in asked if q.codec == "h264" and q.name not in shipped]:
+        if lacking := [q.name for q in asked if q.kind == "h264" and q.name not in shipped]:
             raise DfdetectError(
                 f"these are face crops, which cannot be encoded as video at {lacking[0]}",
                 f"use --qualities {','.join(ordered(shipped)) or 'raw'}",

@@ -142,7 +142,7 @@ class Preset(_Section):
     backbone: Backbone
     image_size: int = Field(224, ge=32, le=1024, description="side of the network's input, px")
     qualities: tuple[str, ...] = Field(
-        ("raw", "c23", "c40"), description="as prepared; jNN and jA-B are also made from raw"
+        ("raw", "c23", "c40"), description="as prepared; all but cNN are also made from raw"
     )
     leave_out: tuple[str, ...] = Field(
         (), description="manipulations neither trained nor validated on, for example EDTalk*"
@@ -170,7 +170,7 @@ class Preset(_Section):
     @field_validator("qualities", mode="before")
     @classmethod
     def _qualities(cls, value: Any) -> Any:
-        return tuple(quality.name for quality in parse_qualities(listed(value), ranges=True))
+        return tuple(quality.name for quality in parse_qualities(listed(value), made=True))
 
     @field_validator("leave_out", mode="before")
     @classmethod

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from conftest import clip, write_clip
 
+from dfdetect.corruptions import jpeg_round_trip
 from dfdetect.cutting import Done, PrepareRecipe, Task, prepare_video
 from dfdetect.demo import read_portrait
 from dfdetect.files import write_whole
 from dfdetect.manifest import SourceVideo, read_table
-from dfdetect.quality import jpeg_round_trip
 from dfdetect.video import H264Loop, Limits, write_video
 
 RAW = PrepareRecipe(("raw",), frames=3)

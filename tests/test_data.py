@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from dfdetect.corruptions import jpeg_round_trip
 from dfdetect.data import (
     Crops,
     Draws,
@@ -37,7 +38,6 @@ from dfdetect.data import (
 from dfdetect.errors import DfdetectError, ExitCode
 from dfdetect.manifest import read_samples, read_table, write_part
 from dfdetect.presets import Augment, Preset, load_preset
-from dfdetect.quality import jpeg_round_trip
 from dfdetect.results import Scorer
 
 DOMAINS = ["real", "local-warp", "self-blend"]
@@ -398,8 +398,8 @@ def test_rows_come_in_the_order_asked_for_and_say_what_is_made(data):
     rows = at_qualities(read_samples(data), ["j40-100", "c23", "raw"])
     assert [s.quality for s in rows[:3]] == ["j40-100", "c23", "raw"]
     assert rows[0].path == rows[2].path != rows[1].path
-    assert (rows[0].jpeg.level, rows[0].jpeg.level_to) == (40, 100)
-    assert rows[1].jpeg is rows[2].jpeg is None
+    assert (rows[0].made.level, rows[0].made.level_to) == (40, 100)
+    assert rows[1].made is rows[2].made is None
     assert at_qualities(rows, ["j40-100", "c23", "raw"]) == rows
 
 

@@ -16,6 +16,7 @@ from test_data import DOMAINS, drawn
 
 from dfdetect.audit import audit
 from dfdetect.checkpoint import read_info
+from dfdetect.corruptions import jpeg_round_trip
 from dfdetect.data import (
     FORGED,
     Draws,
@@ -36,7 +37,7 @@ from dfdetect.forgeries.decoders import load_decoders, train_decoders
 from dfdetect.forging import FaceCrop, Forger, real_faces, store_decoders, training_forging
 from dfdetect.manifest import read_samples, read_table
 from dfdetect.presets import Augment, Forge, load_preset
-from dfdetect.quality import jpeg_round_trip, parse_qualities
+from dfdetect.quality import parse_qualities
 from dfdetect.runs import stored_run
 from dfdetect.train import plan_training, train
 from dfdetect.training_data import load_training_data

@@ -4,9 +4,9 @@ import cv2
 import numpy as np
 from conftest import PORTRAIT_LANDMARKS
 
+from dfdetect.corruptions import jpeg_round_trip
 from dfdetect.faces import CropRecipe, align
 from dfdetect.likeness import detail_range, why_unlike
-from dfdetect.quality import jpeg_round_trip
 from dfdetect.shipped import read_portrait
 
 

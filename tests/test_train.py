@@ -296,7 +296,7 @@ def test_storing_jpeg_later_does_not_make_it_other_data(data, tmp_path):
     stored = edited(data, tmp_path / "j75", lambda r: {"quality": rename[r["quality"]]})
     preset = load_preset("qad-tiny", ["qualities=raw,j75"])
     as_stored, as_made = (load_training_data(preset, [folder]) for folder in (stored, data))
-    assert as_stored.train[1].jpeg is None and as_made.train[1].jpeg is not None
+    assert as_stored.train[1].made is None and as_made.train[1].made is not None
     assert as_stored.fingerprint == as_made.fingerprint
 
 

@@ -2,7 +2,7 @@
 
 A degradation sees every frame (`push`) because video compression works between frames; it returns
 the pictures that are ready, and the rest on `flush`. Add one: a file here, and a line in SHELF.
-raw needs none, and JPEG works on a crop alone (quality.py).
+raw needs none, and all others work on a crop alone (corruptions.py).
 """
 
 from collections.abc import Callable
@@ -23,4 +23,4 @@ SHELF: dict[str, Callable[[int, VideoInfo], Degradation]] = {"h264": H264}
 
 
 def make_degradation(quality: Quality, info: VideoInfo) -> Degradation:
-    return SHELF[quality.codec](quality.level, info)
+    return SHELF[quality.kind](int(quality.level), info)
