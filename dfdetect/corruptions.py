@@ -140,29 +140,27 @@ def parameters_sha256(quality: Quality) -> str:
 
 
 def seen_in_training(name: str, preset: Mapping[str, Any]) -> str:
-    """TRAINED, AUGMENTED or UNSEEN: what a resolved preset says of the quality `name`.
+    """TRAINED, AUGMENTED or UNSEEN: what a resolved preset says of the quality `name`."""
+    quality = parse_quality(name)
+    for low, high, how in seen_ranges(quality.kind, preset):
+        if low <= quality.level and quality.level_to <= high:
+            return how
+    return UNSEEN
+
+
+def seen_ranges(kind: str, preset: Mapping[str, Any]) -> list[tuple[float, float, str]]:
+    """(from, to, how) of the levels of a kind that a resolved preset trains with.
 
     crfNN counts as trained where cNN was: the pixels differ, the artefacts hardly. Augmentations
     count in their whole range (JPEG, rescale, blur).
     """
-    quality = parse_quality(name)
-    alike = {quality, quality._replace(kind="h264")} if quality.kind == "crf" else {quality}
-    trained = [parse_quality(other) for other in preset["qualities"]]
-    if any(one.covers(other) for one in trained for other in alike):
-        return TRAINED
-    augmented = augmented_range(quality.kind, preset)
-    if augmented and augmented[0] <= quality.level and quality.level_to <= augmented[1]:
-        return AUGMENTED
-    return UNSEEN
-
-
-def augmented_range(kind: str, preset: Mapping[str, Any]) -> tuple[float, float] | None:
-    """The levels from, to that a resolved preset's augmentation draws of a kind; None: it does
-    not."""
-    if kind not in _AUGMENTATIONS:
-        return None
-    probability, levels = (preset.get("augment", {}).get(key) for key in _AUGMENTATIONS[kind])
-    return (levels[0], levels[1]) if probability else None
+    kinds = {kind, "h264"} if kind == "crf" else {kind}
+    qualities = [parse_quality(name) for name in preset["qualities"]]
+    ranges = [(q.level, q.level_to, TRAINED) for q in qualities if q.kind in kinds]
+    probability, levels = (
+        preset.get("augment", {}).get(key) for key in _AUGMENTATIONS.get(kind, ("", ""))
+    )
+    return [*ranges, (levels[0], levels[1], AUGMENTED)] if probability else ranges
 
 
 def _number_of(sample_id: str) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -15,6 +15,8 @@ from dfdetect.quality import ordered
 from dfdetect.reports.timeline import Sparkline
 
 COLUMNS_PER_TABLE = 6
+LEVELS_SHOWN = 7
+"""Of a curve of robustness."""
 CALL_STYLE = {
     "likely-fake": "bold red", "likely-real": "bold green",
     "inconclusive": "bold yellow", "no-face": "bold",
@@ -188,6 +190,83 @@ def _diagonal_line(group: Sequence) -> str:
         return line
     with_real = f"{last.mean_diagonal_with_real:.3f} (n {last.n_diagonal_with_real})"
     return f"{line}; with real {with_real}"
+
+
+def robustness_tables(found) -> RenderableType:
+    """Per folder AUC of every curve: raw, levels from mild to severe, their mean and worst."""
+    parts: list[RenderableType] = []
+    curves = list(found.curves())
+    for data in dict.fromkeys(data for (data, _, _), _ in curves):
+        of_folder = {(level, kind): ps for (name, level, kind), ps in curves if name == data}
+        parts.append(_robustness_table(data, of_folder))
+    notes = "levels from mild to severe, made of raw crops; mean and worst are of all levels"
+    if any(p.seen == "no" for p in found.points):
+        notes += "; * never trained on, nor an augmentation of the training"
+    if any(p.kind == "crf" for p in found.points):
+        notes += ". crf is H.264 of the crop alone, one intra-coded picture: no video at this CRF"
+    return Group(*parts, Text(f"{notes}."))
+
+
+def _robustness_table(data: str, curves: Mapping[tuple[str, str], Sequence]) -> Table:
+    first = next(iter(curves.values()))[0]
+    counts = {level: f"{ps[0].n_real}/{ps[0].n_fake}" for (level, _), ps in curves.items()}
+    n = ", ".join(f"{pair} {level}s" for level, pair in counts.items())
+    title = f"AUC by corruption, {printable(data)}, {first.split} split, n {n}"
+    table = Table(title=title, title_justify="left")
+    width = min(LEVELS_SHOWN, max(len(points) for points in curves.values()) - 1)
+    table.add_column("")
+    for name in ("raw", *[""] * width, "mean", "worst"):
+        table.add_column(name, justify="right")
+    for kind in dict.fromkeys(kind for _, kind in curves):
+        raw, *points = next(ps for (_, of_curve), ps in curves.items() if of_curve == kind)
+        shown = [round(i * (len(points) - 1) / max(1, width - 1)) for i in range(width)]
+        shown = list(dict.fromkeys(shown))  # fewer levels than columns
+        marks = [f"{points[i].severity:g}{' *' * (points[i].seen == 'no')}" for i in shown]
+        blank = [""] * (width - len(shown))
+        raw_mark = "*" if raw.seen == "no" else ""
+        table.add_row(Text(kind, "bold"), raw_mark, *marks)
+        for level in counts:
+            raw, *points = curves[level, kind]
+            known = [p.auc for p in points if p.auc is not None]
+            summary = [mean(known), min(known)] if known else [None, None]
+            row = [raw.auc, *(points[i].auc for i in shown)]
+            table.add_row(f"  {level}", *map(_three, row), *blank, *map(_three, summary))
+        table.add_section()
+    return table
+
+
+def face_tables(cells: Sequence) -> RenderableType:
+    """Per folder AUC of all fakes by the width of faces, at each level and quality, with its
+    interval; `cells` of every stratum."""
+    parts: list[RenderableType] = []
+    chosen = [c for c in cells if c.manipulation == "all" and c.faces != "all"]
+    for data in dict.fromkeys(c.data for c in chosen):
+        here = {(c.level, c.quality, c.faces): c for c in chosen if c.data == data}
+        strata = list(dict.fromkeys(faces for _, _, faces in here))
+        title = f"AUC by width of the face, {printable(data)}, {chosen[0].split} split"
+        table = Table(title=title, title_justify="left")
+        for name in ("level", "quality"):
+            table.add_column(name)
+        for name in strata:
+            table.add_column(name, justify="right")
+        for level in dict.fromkeys(level for level, _, _ in here):
+            qualities = list(dict.fromkeys(q for of_level, q, _ in here if of_level == level))
+            counts = [here.get((level, qualities[0], name)) for name in strata]
+            table.add_row(level, "n", *(f"{c.n_real}/{c.n_fake}" if c else "-" for c in counts))
+            for quality in qualities:
+                found = [here.get((level, quality, name)) for name in strata]
+                table.add_row("", quality, *map(_auc_with_interval, found))
+            table.add_section()
+        parts.append(table)
+    parts.append(Text("Width in the source, px; of a track or video the median of its faces."))
+    return Group(*parts)
+
+
+def _auc_with_interval(cell) -> str:
+    if cell is None or cell.auc is None:
+        return "-"
+    bounds = cell.intervals.get("auc")
+    return f"{cell.auc:.3f}" + (f" ({bounds[0]:.2f}-{bounds[1]:.2f})" if bounds else "")
 
 
 def verdict_panel(verdict) -> Panel:

@@ -1,0 +1,127 @@
+"""--sweep: which qualities it asks for, the curves it gives, and how they are shown."""
+
+import numpy as np
+import pytest
+
+from dfdetect.errors import DfdetectError
+from dfdetect.predictions import Predictions
+from dfdetect.results import Prediction
+from dfdetect.robustness import measure_robustness, parse_sweep, qualities_of
+
+
+def names(text):
+    return {kind: [q.name for q in qualities] for kind, qualities in parse_sweep(text).items()}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("crf=0:51:8", {"crf": ["crf0", "crf8", "crf16", "crf24", "crf32", "crf40", "crf48"]}),
+        ("jpeg=20:100:20", {"jpeg": ["j100", "j80", "j60", "j40", "j20"]}),
+        ("jpeg=100:20:20", {"jpeg": ["j100", "j80", "j60", "j40", "j20"]}),
+        # without a step five levels; 1 is the raw crop, which every curve begins with
+        ("scale=0.25:1", {"scale": ["scale0.8125", "scale0.625", "scale0.4375", "scale0.25"]}),
+        ("crf=0:51", {"crf": ["crf0", "crf13", "crf26", "crf38", "crf51"]}),
+        ("scale=0.1:0.9:0.2", {"scale": [f"scale0.{i}" for i in (9, 7, 5, 3, 1)]}),
+        ("blur=4/0.5/1/0.5/0", {"blur": ["blur0.5", "blur1", "blur4"]}),
+        ("noise=8", {"noise": ["noise8"]}),
+        ("jpeg=50:50", {"jpeg": ["j50"]}),
+        (" crf=23/40 , noise=0:2:1", {"crf": ["crf23", "crf40"], "noise": ["noise1", "noise2"]}),
+    ],
+)
+def test_a_sweep_lists_each_kind_s_levels_from_mild_to_severe(text, expected):
+    assert names(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "'' is not kind=levels"),
+        ("crf", "'crf' is not kind=levels"),
+        ("crf=0:51:8,", "'' is not kind=levels"),
+        ("fog=1:2", "unknown kind in --sweep: 'fog'"),
+        ("c=23:40", "unknown kind in --sweep: 'c'"),
+        ("crf=1:5,crf=7", "crf comes twice"),
+        ("crf=", "'' is not a level"),
+        ("crf=a:b", "'a' is not a level"),
+        ("crf=0:51:0", "the step is not above 0"),
+        ("crf=0:51:8:2", "neither FROM:TO:STEP nor A/B/C"),
+        ("crf=0/10:51", "neither FROM:TO:STEP nor A/B/C"),
+        ("crf=0:60:20", "crf has no level 60"),
+        ("jpeg=0:100", "jpeg has no level 0"),
+        ("crf=0.5:10:1", "crf has no level 0.5"),
+        ("scale=0.5:2:0.5", "scale has no level 1.5"),
+        ("noise=0.0001/8", "noise has no level 0.0001"),
+        ("scale=0.0001:0.9:0.0001", "9000 levels"),
+        ("scale=1", "no level but the raw crops' own"),
+    ],
+)
+def test_a_sweep_that_makes_no_sense_is_named(text, complaint):
+    with pytest.raises(DfdetectError) as caught:
+        parse_sweep(text)
+    assert complaint in caught.value.message and caught.value.hint
+
+
+def test_raw_is_scored_first_and_once():
+    assert qualities_of("blur=0:1:1,noise=2") == ["raw", "blur1", "noise2"]
+
+
+def row(video, manipulation, quality, score):
+    logit = float(np.log(score / (1 - score)))
+    label = int(manipulation != "real")
+    return Prediction(
+        f"{video}/0/0", video, 0, "d", manipulation, quality, "test", label, logit, score
+    )
+
+
+PRESET = {"qualities": ["raw", "c23"], "augment": {"jpeg": 0.5, "jpeg_quality": [40, 90]}}
+SCORES = {  # of reals r s, and of a fake of each of two manipulations: 4, 3, 2, 1, 0 of 4 pairs
+    "raw": (0.1, 0.2, 0.8, 0.9), "crf23": (0.1, 0.5, 0.4, 0.9), "crf40": (0.1, 0.5, 0.2, 0.4),
+    "j95": (0.3, 0.5, 0.2, 0.4), "j50": (0.8, 0.9, 0.1, 0.2),
+}  # fmt: skip
+
+
+def measured(folders=("data",), rounds=20):
+    rows = [
+        row(video, manipulation, quality, score)
+        for quality, scores in SCORES.items()
+        for video, manipulation, score in zip(
+            "rsab", ("real", "real", "DF", "FS"), scores, strict=True
+        )
+    ]
+    columns = Predictions.of({}, dict.fromkeys(folders, rows)).folders()
+    return measure_robustness(columns, "crf=23/40,jpeg=50/95", "test", 0.5, PRESET, rounds)
+
+
+def test_each_curve_goes_from_raw_to_the_worst_with_auc_and_interval():
+    found = measured()
+    curves = dict(found.curves())
+    assert list(curves) == [
+        ("data", level, kind) for level in ("video", "frame") for kind in ("crf", "jpeg")
+    ]
+    for level in ("video", "frame"):
+        crf, jpeg = curves["data", level, "crf"], curves["data", level, "jpeg"]
+        assert [p.quality for p in crf] == ["raw", "crf23", "crf40"]
+        assert [p.severity for p in jpeg] == [None, 95, 50]
+        assert [p.auc for p in crf] == [1, 0.75, 0.5] and [p.auc for p in jpeg] == [1, 0.25, 0]
+        assert all(p.low <= p.auc <= p.high for p in (*crf, *jpeg))
+        assert {(p.n_real, p.n_fake) for p in crf} == {(2, 2)}
+
+
+def test_points_and_ranges_say_what_training_saw():
+    found = measured()
+    assert {p.quality: p.seen for p in found.points} == {
+        "raw": "trained", "crf23": "trained", "crf40": "no", "j95": "no", "j50": "augmented",
+    }  # fmt: skip
+    assert found.seen == {"crf": [(23, 23, "trained")], "jpeg": [(40, 90, "augmented")]}
+
+
+def test_folders_have_curves_of_their_own():
+    found = measured(("one", "two"))
+    assert [p.data for p in found.points] == ["one"] * 12 + ["two"] * 12
+    assert len(found.rows()) == 1 + 24 and found.rows()[0][:4] == [
+        "data",
+        "split",
+        "kind",
+        "severity",
+    ]
