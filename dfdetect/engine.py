@@ -13,13 +13,16 @@ from dfdetect.checkpoint import (
     METADATA_KEY,
     Checkpoint,
     Model,
+    check_portrait,
     checkpoint_path,
     load_checkpoint,
     parse_info,
 )
 from dfdetect.errors import DfdetectError, unknown
+from dfdetect.faces import to_input
 from dfdetect.files import sha256_of
 from dfdetect.sessions import Session
+from dfdetect.shipped import read_portrait
 from dfdetect.workers import available_cores
 
 ENGINES = ("auto", "torch", "onnx")
@@ -103,4 +106,8 @@ def _load_onnx(path: Path, device: str) -> OnnxModel:
         raise DfdetectError(f"{path}: ONNX, but not written by `dfdetect export`", hint)
     info = parse_info(path, session.metadata[METADATA_KEY])
     sha256 = hashlib.sha256(content).hexdigest()
-    return OnnxModel(info, path, sha256, "cpu", session.metadata[CHECKPOINT_KEY], session)
+    model = OnnxModel(info, path, sha256, "cpu", session.metadata[CHECKPOINT_KEY], session)
+    if info.publication:
+        (logit,) = model.logits([to_input(read_portrait(), model.image_size)])
+        check_portrait(path, info.publication, logit)
+    return model

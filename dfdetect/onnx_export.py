@@ -12,7 +12,7 @@ import logging
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -86,7 +86,9 @@ def _converted(checkpoint: Checkpoint) -> bytes:
             program = torch.onnx.export(
                 _FromPixels(detector).eval(), (example,), dynamo=True, input_names=["images"],
                 output_names=["logits"], dynamic_shapes=({0: torch.export.Dim("n")},),
+                optimize=False,
             )  # fmt: skip
+            _tidy(program.model)
     except torch.onnx.errors.OnnxExporterError as error:
         cause = " ".join(str(error.__cause__ or error).split())[:200]
         raise DfdetectError(
@@ -94,6 +96,7 @@ def _converted(checkpoint: Checkpoint) -> bytes:
             "scan it by PyTorch, --engine torch",
         ) from error
     proto = program.model_proto
+    _halve(proto.graph)
     for part in (proto.graph, *proto.graph.node, *proto.graph.value_info):
         part.ClearField("metadata_props")  # lines of code and paths of this machine
     proto.doc_string = f"images: uint8 [n,{side},{side},3] RGB; logits: float [n], positive = fake"
@@ -101,6 +104,44 @@ def _converted(checkpoint: Checkpoint) -> bytes:
     for key, value in metadata.items():
         proto.metadata_props.add(key=key, value=value)
     return proto.SerializeToString()
+
+
+def _tidy(model: Any) -> None:
+    """Of the exporter's optimisations those that leave the weights as they are; ONNX Runtime does
+    the others, normalisation into convolutions among them, when it loads the file."""
+    from onnx_ir.passes import common
+    from onnxscript.optimizer import fold_constants_ir
+
+    common.InlinePass()(model)
+    fold_constants_ir(model)
+    for tidy in (
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.LiftConstantsToInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+    ):
+        tidy(model)
+
+
+def _halve(graph: Any) -> None:
+    """Store weights that half precision holds exactly, as those of a published checkpoint, in it
+    and widen them in the graph: half the file, the same numbers."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    widened = []
+    for tensor in graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT:
+            continue
+        values, name = numpy_helper.to_array(tensor), tensor.name
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16)
+        if values.size > 1 and np.array_equal(half, values):
+            tensor.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
+            widened.append(helper.make_node("Cast", [f"{name}.half"], [name], to=TensorProto.FLOAT))
+    nodes = [*widened, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _without_domain_head(detector: Detector) -> Detector:

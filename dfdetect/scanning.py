@@ -152,7 +152,7 @@ class Scanner:
         """Which model spoke, for the verdict."""
         return {
             "name": self.checkpoint.name,
-            "comes_with_dfdetect": self.checkpoint.path == STARTER,
+            "comes_with_dfdetect": self.checkpoint.path.with_suffix("") == STARTER.with_suffix(""),
             "sha256": self.checkpoint.sha256,
             "checkpoint_sha256": self.checkpoint.checkpoint_sha256,
             "band": list(self.checkpoint.band) if self.checkpoint.band else None,

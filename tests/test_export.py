@@ -14,6 +14,7 @@ from onnx import numpy_helper
 from torch import nn
 from typer.testing import CliRunner
 
+import dfdetect.checkpoint
 from dfdetect import onnx_export
 from dfdetect.checkpoint import CheckpointInfo, load_checkpoint, read_info, save_checkpoint
 from dfdetect.cli import app
@@ -24,6 +25,7 @@ from dfdetect.errors import DfdetectError, ExitCode
 from dfdetect.faces import CropRecipe, FaceFinder, align, to_input
 from dfdetect.files import sha256_of
 from dfdetect.onnx_export import export_onnx
+from dfdetect.publish import publish
 from dfdetect.scanning import Scanner
 from dfdetect.sessions import Session
 
@@ -99,6 +101,20 @@ def test_the_file_alone_says_how_to_use_it_and_what_it_was_made_of(exported):
     assert model.checkpoint_sha256 == sha256_of(checkpoint)
     assert model.sha256 == sha256_of(exported / "detector.onnx")
     assert (model.image_size, model.device, model.engine) == (SIDE, "cpu", "onnx")
+
+
+def test_a_published_model_s_file_is_half_as_large_and_checked_by_the_portrait(
+    exported, tmp_path, monkeypatch
+):
+    about = tmp_path / "about.md"
+    about.write_text("For research.")
+    model = publish(exported, about, tmp_path / "given.safetensors")
+    told = export_onnx(model)
+    assert told.n_bytes < 0.7 * (exported / "detector.onnx").stat().st_size
+    assert load_engine(model).engine == "onnx"
+    monkeypatch.setattr(dfdetect.checkpoint, "PORTRAIT_TOLERANCE", -1.0)
+    with pytest.raises(DfdetectError, match="gives the shipped portrait the logit"):
+        load_engine(model)
 
 
 def test_the_domain_head_is_left_out(exported):

@@ -22,6 +22,11 @@ CALL_STYLE = {
     "inconclusive": "bold yellow", "no-face": "bold",
 }  # fmt: skip
 METRICS = {"auc": "AUC", "eer": "EER", "accuracy": "ACC"}
+FIGURES = METRICS | {
+    "balanced_accuracy": "bal.\nACC", "ap": "AP", "tpr_at_1": "TPR at\nFPR 1 %",
+    "tpr_at_5": "TPR at\nFPR 5 %", "brier": "Brier", "cllr": "Cllr", "min_cllr": "min\nCllr",
+    "ece": "ECE",
+}  # fmt: skip
 STATUS_STYLE = {"OK": "green", "WARN": "bold yellow", "FAIL": "bold red", "unchecked": "dim"}
 IDS_SHOWN = 3
 DOMAINS_SHOWN = 3
@@ -98,30 +103,49 @@ def plan_table(plan) -> RenderableType:
 
 
 def eval_tables(result) -> RenderableType:
-    """One table per folder and level, manipulations as columns, qualities as rows."""
+    """For each folder and level a table with manipulations as columns and qualities as rows, then
+    every figure of all manipulations together; coverage and calibration, a line for each folder."""
+    cells = [cell for cell in result.cells if cell.faces == "all"]
     parts: list[RenderableType] = []
-    places = dict.fromkeys((cell.data, cell.split, cell.level) for cell in result.cells)
-    for data, split, level in places:
-        cells = [c for c in result.cells if (c.data, c.split, c.level) == (data, split, level)]
-        columns = list(dict.fromkeys(cell.manipulation for cell in cells))
-        parts.append(Text(f"{data}, {split} split, {level} level"))
-        n_tables = -(-len(columns) // COLUMNS_PER_TABLE)
-        width = -(-len(columns) // n_tables)
-        for i in range(0, len(columns), width):
-            parts.append(_eval_table(cells, columns[i : i + width]))
-    reasons = sorted({cell.reason for cell in result.cells if cell.reason})
+    for data in dict.fromkeys(cell.data for cell in cells):
+        of_data = [cell for cell in cells if cell.data == data]
+        levels = _levels_shown(of_data)
+        for level in levels:
+            here = [cell for cell in of_data if cell.level == level]
+            columns = _columns_shown(here)
+            parts.append(Text(f"{printable(data)}, {here[0].split} split, {level} level"))
+            n_tables = -(-len(columns) // COLUMNS_PER_TABLE)
+            width = -(-len(columns) // n_tables)
+            for i in range(0, len(columns), width):
+                parts.append(_eval_table(here, columns[i : i + width]))
+        parts.append(_figures_table(data, of_data, levels))
+    reasons = sorted({cell.reason for cell in cells if cell.reason})
     parts += [Text(f"empty cells: {'; '.join(reasons)}")] if reasons else []
-    first = result.cells[0]
+    parts += [_coverage_line(coverage) for coverage in result.coverage]
+    parts += [_calibration_line(found) for found in _broadest(result.calibration)]
     parts.append(
         Text(
-            f"ACC at threshold {first.threshold:.3f}, chosen on val. n: real/fake at one quality; "
-            "pooled counts each once per quality."
+            f"ACC at threshold {cells[0].threshold:.3f}, chosen on val. n: real/fake at one "
+            "quality; pooled counts each once per quality. Below an AUC the middle 95 % of a "
+            "bootstrap of videos."
         )
     )
-    if any(cell.seen_in_training is False for cell in result.cells):
-        together = any(cell.manipulation == "unseen" for cell in result.cells)
+    if any(cell.seen_in_training is False for cell in cells):
+        together = any(cell.manipulation == "unseen" for cell in cells)
         parts.append(Text(f"{NEVER_TRAINED}{'; unseen: all of these together' * together}."))
     return Group(*parts)
+
+
+def _levels_shown(cells: Sequence) -> list[str]:
+    """Tracks only where a video has several: else they are the videos."""
+    n = {cell.level: (cell.n_real, cell.n_fake) for cell in cells}
+    return [level for level in n if level != "track" or n[level] != n.get("video")]
+
+
+def _columns_shown(cells: Sequence) -> list[str]:
+    """All together only where there are several."""
+    columns = list(dict.fromkeys(cell.manipulation for cell in cells))
+    return columns[:1] if len(columns) == 2 else columns
 
 
 def _eval_table(cells: Sequence, manipulations: Sequence[str]) -> Table:
@@ -141,9 +165,111 @@ def _eval_table(cells: Sequence, manipulations: Sequence[str]) -> Table:
     by_place = {(c.quality, c.manipulation): c for c in cells}
     for key, word in METRICS.items():
         for quality in qualities:
-            values = [getattr(by_place[quality, m], key) for m in manipulations]
-            shown = ["-" if v is None else f"{v:.3f}" for v in values]
+            shown = [_figure(by_place[quality, m], key, key == "auc") for m in manipulations]
             table.add_row(word, quality, *shown, end_section=quality == qualities[-1])
+    return table
+
+
+def _figures_table(data: str, cells: Sequence, levels: Sequence[str]) -> Table:
+    """All manipulations together: every figure, by level and quality."""
+    table = Table(title=f"{printable(data)}, all manipulations together", title_justify="left")
+    table.add_column("level")
+    table.add_column("quality")
+    for word in FIGURES.values():
+        table.add_column(word, justify="right")
+    for level in levels:
+        of_level = [c for c in cells if (c.level, c.manipulation) == (level, "all")]
+        for cell in of_level:
+            shown = [_figure(cell, key) for key in FIGURES]
+            table.add_row(level, cell.quality, *shown, end_section=cell is of_level[-1])
+    return table
+
+
+def _figure(cell, key: str, with_interval: bool = False) -> str:
+    below = cell.intervals.get(key) if with_interval else None
+    bounds = f"\n{_three(below[0])}..{_three(below[1])}" if below else ""
+    return _three(getattr(cell, key)) + bounds
+
+
+def _coverage_line(coverage) -> Text:
+    """What was scored of each class and, where that is not all, what it would cost to be wrong
+    about the rest."""
+    parts = []
+    for word in ("real", "fake"):
+        n = getattr(coverage, word)
+        lost = [
+            f"{count} {why}"
+            for count, why in ((n.n_no_face, "without a face"), (n.n_unreadable, "unreadable"))
+            if count
+        ]
+        parts.append(
+            f"{n.n_scored} of {n.n_inputs} {word}" + (f" ({', '.join(lost)})" if lost else "")
+        )
+    line = f"scored of {printable(coverage.data)}: {', '.join(parts)}"
+    if any(coverage.n_failed):
+        worst = coverage.worst_case[-1]
+        line += (
+            f"; with failures as the worst case video AUC {_three(worst.auc)}, "
+            f"EER {_three(worst.eer)} ({worst.quality})"
+        )
+    return Text(line)
+
+
+def _broadest(calibration: Sequence) -> list:
+    """Of each folder all qualities pooled, or its only one."""
+    return list({found.data: found for found in calibration}.values())
+
+
+def _calibration_line(found) -> Text:
+    def told(honesty) -> str:
+        return (
+            f"Cllr {_three(honesty.cllr)} bits of which {_three(honesty.min_cllr)} no calibration "
+            f"mends, calibration error {_three(honesty.ece)}, Brier {_three(honesty.brier)}"
+        )
+
+    line = (
+        f"{printable(found.data)}, video scores as P(fake), {found.quality}: {told(found.before)}"
+    )
+    return Text(f"{line}; calibrated: {told(found.after)}" if found.after else line)
+
+
+def compare_tables(compared) -> RenderableType:
+    """Each model against the first: a table for each folder and level, qualities as rows."""
+    parts: list[RenderableType] = []
+    for pair in compared.pairs:
+        names = {"A": pair.first, "B": pair.second}
+        for letter, name in names.items():
+            model = compared.models[name]
+            told = f"{letter}: {printable(name)} ({printable(model['name'])}, "
+            parts.append(Text(f"{told}sha256 {model['sha256'][:12]})"))
+        for data, level in dict.fromkeys((d.data, d.level) for d in pair.differences):
+            here = [d for d in pair.differences if (d.data, d.level) == (data, level)]
+            parts.append(_compare_table(f"{printable(data)}, {level} level", here))
+    parts.append(
+        Text(
+            f"B-A with the middle 95 % of {compared.rounds} rounds that draw videos, the same for "
+            "both, and the share of rounds in which it is not above 0. All manipulations together; "
+            "ACC at each model's own threshold."
+        )
+    )
+    return Group(*parts)
+
+
+def _compare_table(title: str, differences: Sequence) -> Table:
+    table = Table(title=title, title_justify="left")
+    for heading in ("metric", "quality", "n real/fake"):
+        table.add_column(heading)
+    for heading in ("A", "B", "B-A", "95 % interval", "rounds <= 0"):
+        table.add_column(heading, justify="right")
+    for key, word in METRICS.items():
+        of_figure = [d for d in differences if d.figure == key]
+        for d in of_figure:
+            signed = "-" if d.difference is None else f"{d.difference:+.3f}"
+            bounds = "-" if d.low is None else f"{d.low:+.3f}..{d.high:+.3f}"
+            table.add_row(
+                word, d.quality, f"{d.n_real}/{d.n_fake}", _three(d.first), _three(d.second),
+                signed, bounds, _three(d.share_not_above), end_section=d is of_figure[-1],
+            )  # fmt: skip
     return table
 
 
@@ -291,7 +417,8 @@ def verdict_panel(verdict) -> Panel:
         lines.append(Text(f"and {len(verdict.tracks) - 5} more faces (--json lists all)"))
     lines += [Text(f"experimental: {reason}") for reason in verdict.experimental or ()]
     lines += [Text(f"note: {printable(note)}") for note in verdict.warnings]
-    lines.append(Text(f"model {printable(verdict.model['name'])}", style="dim"))
+    shipped = ", which comes with dfdetect" if verdict.model.get("comes_with_dfdetect") else ""
+    lines.append(Text(f"model {printable(verdict.model['name'])}{shipped}", style="dim"))
     return Panel(Group(*lines), title=Text(printable(verdict.input)), title_align="left", width=96)
 
 
