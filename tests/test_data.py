@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from dfdetect.corruptions import jpeg_round_trip
+from dfdetect.corruptions import corrupted, jpeg_round_trip
 from dfdetect.data import (
     Crops,
     Draws,
@@ -29,6 +29,7 @@ from dfdetect.data import (
     available_cores,
     check_crops,
     default_workers,
+    degraded,
     epoch_order,
     read_crop,
     read_group,
@@ -38,6 +39,7 @@ from dfdetect.data import (
 from dfdetect.errors import DfdetectError, ExitCode
 from dfdetect.manifest import read_samples, read_table, write_part
 from dfdetect.presets import Augment, Preset, load_preset
+from dfdetect.quality import parse_quality
 from dfdetect.results import Scorer
 
 DOMAINS = ["real", "local-warp", "self-blend"]
@@ -417,6 +419,35 @@ def test_a_sample_is_scored_at_its_own_level_of_a_range_every_time(data):
     assert [
         level_of(a, read_crop(s.path), range(60, 70)) for a, s in zip(alone, rows, strict=True)
     ] == levels
+
+
+def test_other_qualities_are_made_of_the_raw_crop_of_each_sample(data):
+    made = ["crf30", "scale0.5", "blur1.5", "noise8"]
+    rows = at_qualities(read_samples(data, "test"), ["c23", *made])
+    assert [s.quality for s in rows[:5]] == ["c23", *made]
+    raw = {s.sample_id: s.path for s in read_samples(data, "test") if s.quality == "raw"}
+    for row in rows[1::5] + rows[4::5]:
+        expected = corrupted(
+            read_crop(raw[row.sample_id]), parse_quality(row.quality), row.sample_id
+        )
+        assert row.path == raw[row.sample_id] and np.array_equal(read_group([row])[0], expected)
+    scored = Crops(rows, 256)[range(len(rows))]
+    for pixels, row in zip(scored, rows, strict=True):
+        assert np.array_equal(pixels.permute(1, 2, 0).numpy(), read_group([row])[0])
+
+
+def test_training_draws_noise_anew_and_beside_forgeries_makes_all_qualities_too(data):
+    crops = paired(data, ("raw", "crf40", "noise8"))
+    first, again, other = (drawn(crops, draw, 3) for draw in (0, 0, 1))
+    assert np.array_equal(first, again)
+    assert np.array_equal(first[1], other[1]) and not np.array_equal(first[2], other[2])
+    crop = read_crop(crops.files(3)[0].path)
+    qualities = [parse_quality(name) for name in ("crf40", "blur2")]
+    made = degraded(crop, qualities, np.random.default_rng(0))
+    assert all(
+        np.array_equal(picture, corrupted(crop, quality, ""))
+        for picture, quality in zip(made, qualities, strict=True)
+    )
 
 
 def test_in_training_each_draw_has_its_own_level_which_the_seed_decides(data):
