@@ -423,7 +423,7 @@ def test_a_sample_is_scored_at_its_own_level_of_a_range_every_time(data):
 
 def test_other_qualities_are_made_of_the_raw_crop_of_each_sample(data):
     made = ["crf30", "scale0.5", "blur1.5", "noise8"]
-    rows = at_qualities(read_samples(data, "test"), ["c23", *made])
+    rows = at_qualities(read_samples(data, "test"), ["c23", *made])[:20]
     assert [s.quality for s in rows[:5]] == ["c23", *made]
     raw = {s.sample_id: s.path for s in read_samples(data, "test") if s.quality == "raw"}
     for row in rows[1::5] + rows[4::5]:
