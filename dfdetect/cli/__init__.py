@@ -6,6 +6,7 @@ import typer
 
 from dfdetect.cli.audit import audit
 from dfdetect.cli.calibrate import calibrate
+from dfdetect.cli.compare import compare
 from dfdetect.cli.demo import demo
 from dfdetect.cli.edge import EdgeGroup
 from dfdetect.cli.eval import eval_
@@ -16,6 +17,8 @@ from dfdetect.cli.info import info
 from dfdetect.cli.prepare import prepare
 from dfdetect.cli.presets import presets
 from dfdetect.cli.publish import publish
+from dfdetect.cli.reproduce import reproduce
+from dfdetect.cli.report import report
 from dfdetect.cli.scan import scan
 from dfdetect.cli.sweep import sweep
 from dfdetect.cli.train import train
@@ -55,9 +58,12 @@ app.command()(prepare)
 app.command()(audit)
 app.command()(train)
 app.command("eval")(eval_)
+app.command()(compare)
+app.command()(report)
 app.command()(calibrate)
 app.command()(publish)
 app.command()(sweep)
+app.command()(reproduce)
 app.command()(scan)
 app.command()(explain)
 app.command()(export)

@@ -114,7 +114,7 @@ class Page:
         is_batch = len(rows) != 1 or not number
         n_experimental = sum(row.experimental for row in self._rows)
         inputs = "1 input" if len(rows) == 1 else f"{len(rows)} inputs"
-        return _template().render(
+        return template("page.html.j2").render(
             title="Scan report" if is_batch else f"Scan report: {rows[0]['name']}",
             subtitle=f"{inputs}, dfdetect {__version__}",
             is_batch=is_batch,
@@ -134,12 +134,13 @@ class Page:
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """A page's template, through whose gate goes all that is written into it."""
     environment = Environment(
         loader=PackageLoader("dfdetect.reports"), autoescape=True, undefined=StrictUndefined,
         finalize=_shown, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    return environment.get_template("page.html.j2")
+    return environment.get_template(name)
 
 
 def _shown(value: object) -> object:
