@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from math import isqrt
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,12 +25,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dfdetect.checkpoint import Checkpoint, Model
+from dfdetect.checkpoint import Checkpoint, Model, load_checkpoint
 from dfdetect.data import images_to_tensor
 from dfdetect.detector import Detector
 from dfdetect.errors import DfdetectError
 from dfdetect.faces import to_input
-from dfdetect.files import make_folder, write_json, write_whole
+from dfdetect.files import make_folder, sha256_of, write_json, write_whole
 from dfdetect.reports.heat import Panel, Row, draw_sheet
 from dfdetect.results import SCHEMA_VERSION
 from dfdetect.scoring import FaceScorer, ScoredFace, ScoredInput, attempts, lasting
@@ -117,11 +118,21 @@ def explain(
 def fake_maps(model: Model, crops: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Of each aligned crop uint8 [S,S,3] RGB the Grad-CAM of its fake logit, float32 [S,S] in 0..1.
 
-    Errors: as `explain`; DfdetectError for a model without gradients.
+    Errors: as `explain`; DfdetectError for an ONNX model without its checkpoint beside it.
     """
     if not isinstance(model, Checkpoint):
-        raise DfdetectError("an ONNX model gives no gradients", "scan with --engine torch")
+        model = _made_of(model.path.with_suffix(".safetensors"), model.checkpoint_sha256)
     return [heatmaps.maps[0].values for heatmaps in explain(model, crops)]
+
+
+@lru_cache(1)
+def _made_of(path: Path, sha256: str) -> Checkpoint:
+    """The checkpoint that an ONNX model was exported from."""
+    if not path.is_file() or sha256_of(path) != sha256:
+        raise DfdetectError(
+            "an ONNX model gives no gradients", "put the checkpoint it was made from beside it"
+        )
+    return load_checkpoint(path, "cpu")
 
 
 def explain_many(

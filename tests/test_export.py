@@ -1,6 +1,7 @@
 """export writes one ONNX file that says what PyTorch says; scan runs it without PyTorch."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from dfdetect.data import images_to_tensor
 from dfdetect.detector import Detector
 from dfdetect.engine import load_engine
 from dfdetect.errors import DfdetectError, ExitCode
+from dfdetect.explain import fake_maps
 from dfdetect.faces import CropRecipe, FaceFinder, align, to_input
 from dfdetect.files import sha256_of
 from dfdetect.onnx_export import export_onnx
@@ -52,7 +54,7 @@ def write_checkpoint(folder, seed=0, side=SIDE, **settings):
         detector(nn.functional.interpolate(torch.rand(8, 3, 8, 8), (side, side)))
     info = CheckpointInfo(
         detector=detector.settings, preset={"name": "untrained"}, crop=CropRecipe(margin=1.5),
-        domains=["real"], threshold=0.5, band=(0.5, 0.5), band_basis="calls: of a test",
+        domains=["real", "swap", "warp", "reenactment", "synthesis"], threshold=0.5, band=(0.5, 0.5), band_basis="calls: of a test",
         val={}, data={}, step=0, versions={},
     )  # fmt: skip
     folder.mkdir()
@@ -228,6 +230,16 @@ def test_both_engines_give_the_same_verdict(exported, tmp_path):
     assert [f.box for f in one.tracks[0].frames] == [f.box for f in other.tracks[0].frames]
     assert one.model["checkpoint_sha256"] == other.model["checkpoint_sha256"]
     assert (one.settings["engine"], other.settings["engine"]) == ("onnx", "torch")
+
+
+def test_heat_maps_come_from_the_checkpoint_beside_an_onnx_model(exported, crops, tmp_path):
+    by_onnx, by_torch = (
+        fake_maps(load_engine(exported, engine), crops[:1]) for engine in ("onnx", "torch")
+    )
+    np.testing.assert_array_equal(by_onnx[0], by_torch[0])
+    alone = shutil.copy(exported / "detector.onnx", tmp_path / "alone.onnx")
+    with pytest.raises(DfdetectError, match="gives no gradients"):
+        fake_maps(load_engine(alone), crops[:1])
 
 
 def test_a_scan_by_onnx_imports_no_pytorch(exported, tmp_path):
