@@ -48,17 +48,14 @@ from dfdetect.metrics import (
     conformal_cut,
     eer,
     fit_sigmoid,
-    interval,
     log_loss,
     reliability,
-    resample,
-    resampled_aucs,
-    resampled_eers,
     score_logit,
 )
 from dfdetect.predictions import Predictions, read_predictions
 from dfdetect.presets import check_preset
 from dfdetect.quality import ordered, parse_quality
+from dfdetect.resampling import interval, resampled
 from dfdetect.results import Prediction, Scorer
 from dfdetect.runs import leaves
 from dfdetect.scoring import MIN_COVERAGE
@@ -361,10 +358,10 @@ def _ranked(videos: Videos) -> _Ranked:
     ranked = _Ranked({}, {})
     for quality in ordered(set(videos.qualities.tolist())):
         ids, _, scores, labels, _ = videos.where(videos.qualities == quality)
-        rounds = resample(ids)
-        low, high, _ = interval(resampled_aucs(scores, labels, ids, rounds))
+        found = resampled(scores, labels, ids)
+        low, high = interval(found["auc"])
         ranked.auc[quality] = AucBounds(auc=auc(scores, labels), low=low, high=high)
-        low, high, _ = interval(resampled_eers(scores, labels, ids, rounds))
+        low, high = interval(found["eer"])
         ranked.eer[quality] = RateBounds(rate=eer(scores, labels), low=low, high=high)
     return ranked
 

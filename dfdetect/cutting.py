@@ -78,7 +78,8 @@ class Task(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """A video that gave no crops, and why. `kind` is error or no-face."""
+    """A video that gave no crops, and why. `kind` is error or no-face; `split` is empty where an
+    older version wrote the list."""
 
     source: str
     video_id: str
@@ -87,6 +88,7 @@ class Failure(NamedTuple):
     kind: str
     message: str
     hint: str
+    split: str = ""
 
 
 class Done(NamedTuple):
@@ -119,7 +121,7 @@ def prepare_video(task: Task) -> Done:
         if kind == "no-face":  # the file is whole, and what was cut from another is not of it
             part_path(task.out, video.video_id).unlink(missing_ok=True)
         forget_crops(task)
-        return Done(failure(video, kind, error.message, error.hint), {}, 0, stage_s)
+        return Done(failure(task, kind, error.message, error.hint), {}, 0, stage_s)
     except MemoryError:
         raise
     except Exception as error:  # a decoder's surprise on one file must not end the batch
@@ -128,18 +130,20 @@ def prepare_video(task: Task) -> Done:
         log.debug("%s", video.path, exc_info=True)
         forget_crops(task)
         cause = f"unexpected {type(error).__name__}: {error}"
-        return Done(failure(video, "error", cause, "please report it"), {}, 0, stage_s)
+        return Done(failure(task, "error", cause, "please report it"), {}, 0, stage_s)
     n_crops = Counter(row["quality"] for row in rows)
     return Done(None, dict(n_crops), len({row["track_id"] for row in rows}), stage_s)
 
 
-def failure(video: SourceVideo, kind: str, message: str, hint: str) -> Failure:
+def failure(task: Task, kind: str, message: str, hint: str) -> Failure:
     """Names the file as its source does, wherever that lies."""
+    video = task.video
     source = printable(video.source)
     cause = printable(message).removeprefix(printable(video.path)).removeprefix(": ")
     return Failure(
-        source, video.video_id, video.label, video.manipulation, kind, f"{source}: {cause}", hint
-    )
+        source, video.video_id, video.label, video.manipulation, kind, f"{source}: {cause}", hint,
+        task.split,
+    )  # fmt: skip
 
 
 class _NoFace(DfdetectError):

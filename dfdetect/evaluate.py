@@ -8,15 +8,17 @@ keeps the features of some crops for t-SNE, if asked.
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dfdetect.cells import Cell, measure, was_seen
+from dfdetect.cells import Cell, alarms, check_names, measure, was_seen
 from dfdetect.checkpoint import Checkpoint, choose_device, load_checkpoint
+from dfdetect.corruptions import UNSEEN, seen_in_training
+from dfdetect.coverage import Coverage, Lost, coverage_of, lost_of, read_lost
 from dfdetect.data import at_qualities, default_workers
 from dfdetect.domains import Confusion, confusion_rows, confusions
 from dfdetect.embedding import FEWEST, Embedding, View, choose_crops, embedding_of, plane_of, viewer
@@ -24,25 +26,40 @@ from dfdetect.errors import MOST_NAMED, DfdetectError, unknown
 from dfdetect.faces import CropRecipe
 from dfdetect.files import make_folder, read_json, write_json, write_whole
 from dfdetect.manifest import SPLITS, Sample, read_samples
-from dfdetect.predictions import write_predictions
+from dfdetect.predictions import (
+    METRICS_SCHEMA,
+    Predictions,
+    read_results,
+    write_predictions,
+)
+from dfdetect.probabilities import Calibrated, calibrated
 from dfdetect.processes import join, share_of
 from dfdetect.quality import ordered, parse_qualities, parse_quality, to_prepare
-from dfdetect.results import Prediction, Scorer, predictions_of
+from dfdetect.resampling import ROUNDS
+from dfdetect.results import Scorer, predictions_of
 
 FIGURES = ("domains.csv", "domains.png", "features.npz", "tsne.png")
 """What is written only where there is something to show."""
+_CALIBRATED = {"method", "slope", "intercept", "prior", "threshold"}
 
 
 class EvalResult(NamedTuple):
-    """What eval found: the cells, and what they were computed from; how often the domain head took
-    each manipulation for which; the features of some crops."""
+    """What eval found: the cells, and the predictions they were computed from; how much of each
+    folder was scored, and scores as probabilities; how often the domain head took each manipulation
+    for which; the features of some crops."""
 
-    model: dict[str, Any]
+    predictions: Predictions
     cells: list[Cell]
-    predictions: dict[str, list[Prediction]]
     warnings: list[str]
+    coverage: Sequence[Coverage] = ()
+    calibration: Sequence[Calibrated] = ()
     domains: Sequence[Confusion] = ()
     embedding: Embedding | None = None
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """As metrics.json describes it."""
+        return self.predictions.model
 
     @property
     def files(self) -> list[str]:
@@ -53,9 +70,11 @@ class EvalResult(NamedTuple):
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "schema_version": 1,
+            "schema_version": METRICS_SCHEMA,
             "model": self.model,
             "cells": [asdict(cell) for cell in self.cells],
+            "coverage": [asdict(coverage) for coverage in self.coverage],
+            "calibration": [of_videos.as_json() for of_videos in self.calibration],
             "domains": [asdict(confusion) for confusion in self.domains],
             "warnings": self.warnings,
         }
@@ -71,17 +90,19 @@ def evaluate(
     on_progress: Callable[[int, int], None] | None = None,
     workers: int | None = None,
     tsne: int | None = None,
+    rounds: int = ROUNDS,
 ) -> EvalResult:
     """Score one split of prepared folders and measure; writes predictions and metrics into `out`.
 
     `qualities` are by default those stored; JPEG that is not stored is made of the raw crops.
     `workers` load crops (default: as the machine's cores allow). `tsne`: of up to so many crops of
-    each manipulation write pooled features and their t-SNE too.
+    each manipulation write pooled features and their t-SNE too. `rounds` of the bootstrap.
     Processes started by `torchrun` share the scoring; each returns the whole result.
 
     Errors: DfdetectError for an unreadable checkpoint or folder, a quality that was not prepared,
-    a split without rows, folders of which none has both classes, or a t-SNE without `out` or of
-    fewer than 5 crops.
+    a split without rows, folders of which none has both classes, a manipulation that is called
+    like a summary of them, a score that is not finite, or a t-SNE without `out` or of fewer than 5
+    crops.
     """
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
@@ -89,7 +110,9 @@ def evaluate(
         raise DfdetectError("--tsne writes a picture and its features", "say where to, with --out")
     who = join(on_cpu=choose_device(device) == "cpu")
     checkpoint = load_checkpoint(model, device)
-    chosen = {name: _rows(folder, split, qualities) for name, folder in _named(data).items()}
+    folders = _named(data)
+    chosen = {name: _rows(folder, split, qualities) for name, folder in folders.items()}
+    check_names({name: {s.manipulation for s in rows} for name, rows in chosen.items()})
     embedded = {name: choose_crops(rows, tsne or 0) for name, rows in chosen.items()}
     if tsne and (n := sum(int(flags.sum()) for flags in embedded.values())) < FEWEST:
         raise DfdetectError(
@@ -125,28 +148,68 @@ def evaluate(
         )
         for name, rows in chosen.items()
     }
-    cells = [
-        cell
-        for name, rows in predictions.items()
-        for cell in measure(rows, name, split, checkpoint.info.threshold, trained)
-    ]
-    if all(cell.auc is None for cell in cells):
-        raise DfdetectError(
-            f"{', '.join(map(str, data))}: nothing to measure in the {split} split "
-            f"({cells[0].reason})",
-            "both real and fake videos are needed in it",
-        )
     told = [
         confusion
         for name, rows in predictions.items()
         if detector.tells_domains
         for confusion in confusions(rows, name, split, names, trained)
     ]
-    embedding = embedding_of(chosen, views, trained) if tsne else None
-    result = EvalResult(_described(checkpoint), cells, predictions, warnings, told, embedding)
+    lost = {name: read_lost(folder, split) for name, folder in folders.items()}
+    result = _measured(Predictions.of(_described(checkpoint), predictions), split, lost, rounds)
+    result = result._replace(
+        warnings=[*warnings, *result.warnings],
+        domains=told,
+        embedding=embedding_of(chosen, views, trained) if tsne else None,
+    )
     if out and who.is_main:
         write_results(out, result)
     return result
+
+
+def remeasure(results: Path, rounds: int = ROUNDS) -> EvalResult:
+    """What eval found, computed again from the predictions that it wrote into the folder `results`,
+    without a network. Coverage and domains are those of metrics.json; there is no embedding.
+
+    Errors: DfdetectError for a folder that eval did not write, or that is damaged.
+    """
+    predictions, stored = read_results(results)
+    lost = {one["data"]: lost_of(one) for one in stored["coverage"]}
+    result = _measured(predictions, stored["cells"][0]["split"], lost, rounds)
+    domains = [Confusion(**one) for one in stored["domains"]]
+    return result._replace(domains=domains, warnings=stored["warnings"])
+
+
+def _measured(
+    predictions: Predictions, split: str, lost: Mapping[str, Lost | None], rounds: int
+) -> EvalResult:
+    """Everything that follows from predictions, and from what has none."""
+    model, folders = predictions.model, predictions.folders()
+    qualities = {q for columns in folders.values() for q in columns.qualities}
+    seen = {q: seen_in_training(q, model["preset"]) != UNSEEN for q in qualities}
+    trained = model["trained_on"].get("manipulations")
+    cells = measure(folders, split, model["threshold"], trained, rounds, quality_seen=seen)
+    if all(cell.auc is None for cell in cells):
+        raise DfdetectError(
+            f"{', '.join(folders)}: nothing to measure in the {split} split ({cells[0].reason})",
+            "both real and fake videos are needed in it",
+        )
+    coverage = [
+        coverage_of(columns, name, split, lost[name])
+        for name, columns in folders.items()
+        if lost.get(name) is not None
+    ]
+    probabilities = [
+        found
+        for name, columns in folders.items()
+        for found in calibrated(columns, name, split, model.get("calibration"))
+    ]
+    warnings = [
+        f"{name}: nobody knows how much of it was scored; its list of failures is missing, or says "
+        "not which split they are of"
+        for name in folders
+        if lost.get(name) is None
+    ]
+    return EvalResult(predictions, cells, warnings + alarms(cells), coverage, probabilities)
 
 
 def write_results(out: Path, result: EvalResult) -> None:
@@ -154,9 +217,9 @@ def write_results(out: Path, result: EvalResult) -> None:
     and tsne.png where there are, and those of an earlier result are removed. Each whole."""
     for name in FIGURES:
         (out / name).unlink(missing_ok=True)
-    write_predictions(out / "predictions.parquet", result.model, result.predictions)
+    write_predictions(out / "predictions.parquet", result.predictions)
     write_json(out / "metrics.json", result.as_json())
-    cells = [asdict(cell) for cell in result.cells]
+    cells = [cell.row() for cell in result.cells]
     write_whole(out / "metrics.csv", _csv([list(cells[0]), *(list(c.values()) for c in cells)]))
     for name, content in _figures(result).items():
         write_whole(out / name, content)
@@ -249,6 +312,7 @@ def _unseen_warnings(checkpoint: Checkpoint, name: str, rows: Sequence[Sample]) 
 
 
 def _described(checkpoint: Checkpoint) -> dict[str, Any]:
+    calibration = checkpoint.info.calibration
     return {
         "name": checkpoint.name,
         "path": str(checkpoint.path),
@@ -257,4 +321,5 @@ def _described(checkpoint: Checkpoint) -> dict[str, Any]:
         "preset": checkpoint.info.preset,
         "crop": checkpoint.info.crop.model_dump(mode="json"),
         "trained_on": json.loads(json.dumps(checkpoint.info.data)),
+        "calibration": calibration and calibration.model_dump(mode="json", include=_CALIBRATED),
     }

@@ -189,7 +189,7 @@ def _forge_face(
         summary.failures.append(
             Failure(
                 printable(row["source"]), face.video_id, 0, row["manipulation"], "error",
-                printable(error.message), error.hint,
+                printable(error.message), error.hint, row["split"],
             )
         )  # fmt: skip
 

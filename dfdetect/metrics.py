@@ -3,7 +3,7 @@
 All of them reject what has no answer (one class, no score, NaN) instead of inventing 0.5.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -217,6 +217,47 @@ def brier(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike) -> float:
     return float(brier_score_loss(y, s, sample_weight=weights))
 
 
+def cost_bits(log_odds: ArrayLike, labels: ArrayLike) -> np.ndarray:
+    """What each of [n] log odds of being fake (natural logarithm, at a prior of one half) costs, in
+    bits: -log2 of the probability that it gives to what is true."""
+    z, y = np.asarray(log_odds, np.float64), np.asarray(labels)
+    return np.logaddexp(0, np.where(y == 1, -z, z)) / np.log(2)
+
+
+def cllr(log_odds: ArrayLike, labels: ArrayLike) -> float:
+    """Log-likelihood-ratio cost in bits (Brümmer and du Preez, 2006): the mean of both classes'
+    mean cost. 0 is perfect, 1 what knowing nothing costs, more is worse than that."""
+    z, y = checked(log_odds, labels)
+    cost = cost_bits(z, y)
+    return float((cost[y == 0].mean() + cost[y == 1].mean()) / 2)
+
+
+def min_cllr(scores: ArrayLike, labels: ArrayLike) -> float:
+    """What is left of the cost in bits when the scores are replaced by the best log odds in their
+    order (pool adjacent violators, on the data themselves; ties stay together): what calibration
+    cannot mend. 0..1; the rest of `cllr` is what it can."""
+    from sklearn.isotonic import isotonic_regression
+
+    s, y = checked(scores, labels)
+    _, place = np.unique(s, return_inverse=True)
+    real, fake = (np.bincount(place, y == label) / (y == label).sum() for label in (0, 1))
+    p = isotonic_regression(fake / (real + fake), sample_weight=real + fake, y_min=0, y_max=1)
+    with np.errstate(divide="ignore"):
+        costs = real @ _finite(-np.log2(1 - p)) + fake @ _finite(-np.log2(p))
+    return float(costs / 2)
+
+
+def _finite(costs: np.ndarray) -> np.ndarray:
+    """0 for infinite costs, which nothing has to pay."""
+    return np.where(np.isinf(costs), 0, costs)
+
+
+def balanced(labels: ArrayLike) -> np.ndarray:
+    """Weights [n] by which both classes together weigh 1/2 each."""
+    y = np.asarray(labels)
+    return np.where(y == 1, 1 / (2 * (y == 1).sum()), 1 / (2 * (y == 0).sum()))
+
+
 class Bin(NamedTuple):
     """Scores from `low` up to `high`: their `share` of all weight, the mean score, the share of
     fakes among them."""
@@ -254,90 +295,6 @@ def mean_by(values: ArrayLike, groups: Sequence) -> tuple[list, np.ndarray]:
     keys, inverse = np.unique(np.asarray(groups), return_inverse=True)
     sums = np.bincount(inverse, weights=np.asarray(values, np.float64))
     return keys.tolist(), sums / np.bincount(inverse)
-
-
-class Resamples(NamedTuple):
-    """How often each cluster is drawn in each round: `counts` int [rounds,k], `clusters` [k]."""
-
-    clusters: np.ndarray
-    counts: np.ndarray
-
-
-def resample(clusters: Sequence[str], rounds: int = 1000, seed: int = 0) -> Resamples:
-    """Bootstrap rounds that draw as many of the distinct `clusters` [n] as there are, with
-    replacement.
-
-    Crops of one video resemble each other, so whole videos are drawn (the cluster bootstrap).
-    Figures that share their rounds can be averaged and subtracted round by round.
-    """
-    names = np.unique(np.asarray(clusters))
-    k = len(names)
-    counts = np.random.default_rng(seed).multinomial(k, np.full(k, 1 / k), size=rounds)
-    return Resamples(names, counts)
-
-
-def resampled_aucs(
-    scores: ArrayLike, labels: ArrayLike, clusters: Sequence[str], resamples: Resamples
-) -> np.ndarray:
-    """The AUC of each round [rounds], NaN for a round that drew a single class; n = len(scores).
-
-    Errors: DfdetectError as `checked`.
-    """
-    aucs = np.full(len(resamples.counts), np.nan)
-    for i, (real, fake) in enumerate(_drawn(scores, labels, clusters, resamples)):
-        n_pairs = fake.sum() * real.sum()
-        if n_pairs:
-            aucs[i] = (fake * (real.cumsum() - real / 2)).sum() / n_pairs
-    return aucs
-
-
-def resampled_eers(
-    scores: ArrayLike, labels: ArrayLike, clusters: Sequence[str], resamples: Resamples
-) -> np.ndarray:
-    """As `resampled_aucs`, of the error rate where FPR = FNR."""
-    eers = np.full(len(resamples.counts), np.nan)
-    for i, (real, fake) in enumerate(_drawn(scores, labels, clusters, resamples)):
-        if fake.sum() * real.sum():
-            # Thresholds from below the lowest score to the highest.
-            fpr = np.r_[1.0, 1 - real.cumsum() / real.sum()]
-            gap = np.r_[0.0, fake.cumsum() / fake.sum()] - fpr
-            after = int(np.argmax(gap >= 0))
-            share = -gap[after - 1] / (gap[after] - gap[after - 1])
-            eers[i] = fpr[after - 1] + share * (fpr[after] - fpr[after - 1])
-    return eers
-
-
-def _drawn(
-    scores: ArrayLike, labels: ArrayLike, clusters: Sequence[str], resamples: Resamples
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """How many reals and how many fakes each round has at each distinct score, lowest first."""
-    s, y = checked(scores, labels)
-    order = np.argsort(s, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(s[order]) > 0])  # of equal scores
-    is_fake = y[order] == 1
-    drawn = np.searchsorted(resamples.clusters, np.asarray(clusters))[order]
-    for count in resamples.counts:
-        weight = count[drawn].astype(np.float64)
-        real, fake = (np.where(is_fake == of_fakes, weight, 0.0) for of_fakes in (False, True))
-        yield np.add.reduceat(real, starts), np.add.reduceat(fake, starts)
-
-
-class Interval(NamedTuple):
-    """Percentiles of the rounds that had an answer; `n_skipped` had none."""
-
-    low: float
-    high: float
-    n_skipped: int
-
-
-def interval(values: np.ndarray, coverage: float = 0.95) -> Interval | None:
-    """The middle `coverage` of bootstrap `values` [rounds] (NaN: skipped); None if all are NaN."""
-    usable = values[~np.isnan(values)]
-    if not len(usable):
-        return None
-    tail = (1 - coverage) / 2
-    low, high = np.quantile(usable, (tail, 1 - tail))
-    return Interval(float(low), float(high), len(values) - len(usable))
 
 
 def binomial_bounds(n_hits: int, n: int, coverage: float = 0.95) -> tuple[float, float]:

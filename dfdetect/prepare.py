@@ -242,7 +242,7 @@ def _work(todo: Plan, out: Path, running: Running) -> Iterator[tuple[Task, Done]
     for task, result in engine(prepare_video, tasks, **bounds):
         if isinstance(result, Died):
             forget_crops(task)
-            lost = failure(task.video, "error", result.cause, result.hint)
+            lost = failure(task, "error", result.cause, result.hint)
             result = Done(lost, {}, 0, {})
         yield task, result
 
@@ -475,7 +475,8 @@ def _read_failures(out: Path) -> list[Failure]:
         return []
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
         rows = [[_unquoted(cell) for cell in row] for row in csv.reader(file)]
-    wide = [row for row in rows[1:] if len(row) == len(Failure._fields) and row[2] in ("0", "1")]
+    n = len(Failure._fields)  # older lists are without splits
+    wide = [row for row in rows[1:] if len(row) in (n - 1, n) and row[2] in ("0", "1")]
     return [Failure(*row)._replace(label=int(row[2])) for row in wide]
 
 

@@ -22,7 +22,7 @@ import yaml
 
 from dfdetect.checkpoint import choose_device
 from dfdetect.children import NOTE, Ended, Event, Job, noted, run_jobs
-from dfdetect.comparison import Figure, figures_of, over_seeds, read_measured
+from dfdetect.comparison import Figure, figures_of, over_seeds
 from dfdetect.errors import DfdetectError, unknown
 from dfdetect.files import (
     folder_lock,
@@ -33,6 +33,7 @@ from dfdetect.files import (
 from dfdetect.grids import Grid, GridCell, expand
 from dfdetect.manifest import fingerprint, read_samples
 from dfdetect.methods import method_options
+from dfdetect.predictions import read_results
 from dfdetect.quality import ordered
 from dfdetect.runs import refuse_other_preset
 
@@ -192,7 +193,7 @@ def _state(folder: Path, cell: GridCell, task: _Task) -> CellState:
     if (note["split"], note["qualities"]) != (task.split, task.qualities):
         return CellState(cell, "begun")  # trained, to be measured anew
     try:
-        read_measured(folder / "eval")
+        read_results(folder / "eval")
     except DfdetectError:
         return CellState(cell, "begun")
     return CellState(cell, "finished")
@@ -274,7 +275,7 @@ def _with_figures(folder: Path, state: CellState) -> CellState:
     for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines():
         event = json.loads(line)
         best = event["step"] if event["kind"] == "val" and event["is_best"] else best
-    figures = figures_of(state.cell.name, read_measured(folder / "eval"))
+    figures = figures_of(state.cell.name, read_results(folder / "eval"))
     return replace(state, best_step=best, figures=tuple(figures))
 
 

@@ -31,11 +31,9 @@ from dfdetect.metrics import (
     fit_sigmoid,
     log_loss,
     reliability,
-    resample,
-    resampled_eers,
     score_logit,
 )
-from dfdetect.predictions import read_predictions, write_predictions
+from dfdetect.predictions import Predictions, read_predictions, write_predictions
 from dfdetect.prepare import PrepareRecipe, prepare
 from dfdetect.presets import load_preset
 from dfdetect.results import Prediction, sigmoid
@@ -280,28 +278,6 @@ def test_what_is_measured_was_left_out_of_the_fit():
     assert fitted(np.array([-1.0, 1, 2]), np.array([0, 1, 1])).after is None
 
 
-# --- figures by quality -----------------------------------------------------------------------
-
-
-def test_resampled_error_rates_are_those_of_the_rows_that_were_drawn():
-    rng = np.random.default_rng(2)
-    labels = rng.integers(0, 2, 40)
-    scores = np.round(rng.normal(labels, 1.5), 1)  # with ties
-    clusters = [f"v{i // 2}" for i in range(40)]
-    drawn = resample(clusters, rounds=30, seed=1)
-    for found, counts in zip(
-        resampled_eers(scores, labels, clusters, drawn), drawn.counts, strict=True
-    ):
-        times = dict(zip(drawn.clusters, counts, strict=True))
-        rows = [i for i, c in enumerate(clusters) for _ in range(times[c])]
-        assert found == pytest.approx(eer(scores[rows], labels[rows]), abs=1e-12)
-
-
-def test_a_round_without_a_class_has_no_error_rate():
-    found = resampled_eers([0.1, 0.9], [0, 1], ["r", "f"], resample(["r", "f"], 50))
-    assert np.isnan(found).any() and set(found[~np.isnan(found)]) == {0.0}
-
-
 def test_no_hit_among_ten_leaves_a_rate_of_up_to_a_third_open():
     low, high = binomial_bounds(0, 10)
     assert low == 0 and (1 - high) ** 10 == pytest.approx(0.025)
@@ -523,13 +499,13 @@ def rewritten(source, out, change=lambda p: p, **model):
     rows = {
         name: [q for p in of_folder if (q := change(p))] for name, of_folder in found.rows.items()
     }
-    write_predictions(out, found.model | model, rows)
+    write_predictions(out, Predictions.of(found.model | model, rows))
     return out
 
 
 def test_predictions_come_back_as_they_were_written(run, data, folds):
     found = read_predictions(folds["test"])
-    assert found.rows == evaluate(run, [data], device="cpu").predictions
+    assert found.rows == evaluate(run, [data], device="cpu").predictions.rows
     assert found.model["preset"] == read_info(run).preset
     assert found.model["sha256"] == load_checkpoint(run, "cpu").sha256
 
@@ -738,6 +714,6 @@ def test_files_that_eval_did_not_write_are_refused(cli, whole, folds, tmp_path):
 def test_a_crop_that_is_twice_in_a_file_is_refused(cli, whole, folds, tmp_path):
     found = read_predictions(folds["test"])
     rows = {name: [*of_folder, of_folder[0]] for name, of_folder in found.rows.items()}
-    write_predictions(tmp_path / "p.parquet", found.model, rows)
+    write_predictions(tmp_path / "p.parquet", Predictions.of(found.model, rows))
     line = refused(cli, whole, "--predictions", tmp_path / "p.parquet")
     assert " at raw 2 times; write it anew with eval" in line

@@ -10,14 +10,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from dfdetect import cells as of_cells
 from dfdetect.checkpoint import load_checkpoint, save_checkpoint
 from dfdetect.data import read_crop, to_input
 from dfdetect.detector import Detector
 from dfdetect.domains import confusions
 from dfdetect.embedding import choose_crops
 from dfdetect.errors import DfdetectError
-from dfdetect.evaluate import evaluate, measure
+from dfdetect.evaluate import evaluate
 from dfdetect.manifest import read_samples, read_table, write_part
+from dfdetect.predictions import Predictions
 from dfdetect.presets import load_preset
 from dfdetect.reports.figures import _diagonal
 from dfdetect.reports.table import _diagonal_line
@@ -41,6 +43,11 @@ def row(video, frame, manipulation, quality, score, domain=None):
     return Prediction(
         sample, video, 0, "d", manipulation, quality, "test", label, logit, score, domain
     )
+
+
+def measure(rows, data, split, threshold, trained=None, rounds=0):
+    folders = Predictions.of({}, {data: rows}).folders()
+    return of_cells.measure(folders, split, threshold, trained, rounds)
 
 
 def cell(cells, **place):
@@ -89,7 +96,7 @@ def test_mean_pooled_and_worst_over_qualities_differ_as_they_should():
     assert values == {"raw": 1.0, "c40": 0.0, "mean": 0.5, "pooled": 0.5, "worst": 0.0}
     eers = {c.quality: c.eer for c in cells if c.level == "frame"}
     assert eers["worst"] == max(eers["raw"], eers["c40"]) == 1.0
-    pooled = cell(cells, level="video", quality="pooled")
+    pooled = cell(cells, level="video", quality="pooled", manipulation="all")
     assert (pooled.n_real, pooled.n_fake) == (2, 2)
 
 
@@ -122,9 +129,12 @@ def test_several_folders_are_measured_apart(run, data, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(data, other)
     result = evaluate(run, [data, other], qualities="raw", device="cpu")
-    assert {c.data for c in result.cells} == {"prepared", "other"}
-    first, second = ([c.auc for c in result.cells if c.data == d] for d in ("prepared", "other"))
-    assert first == second
+    places = ("prepared", "other", "mean", "pooled", "worst")
+    assert list(dict.fromkeys(c.data for c in result.cells)) == list(places)
+    aucs = {d: [c.auc for c in result.cells if c.data == d] for d in places}
+    assert aucs["prepared"] == aucs["other"]
+    together = [c.auc for c in result.cells if c.data == "other" and c.manipulation == "all"]
+    assert aucs["mean"] == aucs["pooled"] == aucs["worst"] == together
 
 
 def test_a_split_of_one_class_is_an_error_and_not_a_half(run, data, tmp_path):
@@ -141,7 +151,7 @@ def test_a_split_of_one_class_is_an_error_and_not_a_half(run, data, tmp_path):
 def test_jpeg_is_made_of_the_raw_crops_and_listed_like_a_stored_quality(run, data, tmp_path):
     wanted = "c23,j75,raw,j40-100"
     result = evaluate(run, [data], wanted, out=tmp_path / "out", device="cpu")
-    (predictions,) = result.predictions.values()
+    (predictions,) = result.predictions.rows.values()
     n_raw = sum(s.quality == "raw" for s in read_samples(data, "test"))
     assert [p.quality for p in predictions] == [q for q in wanted.split(",") for _ in range(n_raw)]
     logits = {}
@@ -154,7 +164,7 @@ def test_jpeg_is_made_of_the_raw_crops_and_listed_like_a_stored_quality(run, dat
     assert result.warnings == ["prepared: the model never trained on j40-100, j75"]
     again = evaluate(run, [data], "j40-100", device="cpu")
     ours = [
-        p.logit for p in again.predictions["prepared"]
+        p.logit for p in again.predictions.rows["prepared"]
     ]  # in other batches: the last bits differ
     assert ours == pytest.approx(logits["j40-100"], abs=1e-6)
 
@@ -192,7 +202,10 @@ def test_what_the_model_never_trained_on_is_pointed_out(did, data):
         "prepared: the model never trained on the manipulations local-warp",
     ]
     seen = {c.manipulation: c.seen_in_training for c in result.cells}
-    assert seen == {"local-warp": False, "self-blend": True, "unseen": False, "all": None}
+    assert seen == {
+        "local-warp": False, "self-blend": True, "mean": None, "worst": None, "unseen": False,
+        "all": None,
+    }  # fmt: skip
     assert list(seen)[-1] == "all"
     figures = ("auc", "eer", "accuracy", "n_fake")
     alone, together = (
@@ -206,14 +219,16 @@ def test_unseen_is_all_that_was_never_trained_on_where_there_are_both_kinds():
     rows = [*BY_HAND, row("c", 0, "NT", "raw", 0.5)]
     cells = measure(rows, "d", "test", 0.45, trained=["DF", "not here"])
     frame = {"level": "frame", "quality": "raw"}
-    assert list(dict.fromkeys(c.manipulation for c in cells)) == ["DF", "FS", "NT", "unseen", "all"]
+    columns = ["DF", "FS", "NT", "mean", "worst", "unseen", "all"]
+    assert list(dict.fromkeys(c.manipulation for c in cells)) == columns
     # FS .3 .3 and NT .5 against .2 .6 .1 .3: 2.5, 2.5 and 3 of 4
     assert cell(cells, manipulation="unseen", **frame).auc == pytest.approx(8 / 12)
     for trained in (["DF", "FS", "NT"], ["x"], None):
         found = measure(rows, "d", "test", 0.45, trained)
         assert "unseen" not in {c.manipulation for c in found}
         expected = None if trained is None else trained != ["x"]
-        assert {c.seen_in_training for c in found if c.manipulation != "all"} == {expected}
+        single = [c for c in found if c.manipulation in ("DF", "FS", "NT")]
+        assert {c.seen_in_training for c in single} == {expected}
 
 
 def test_a_checkpoint_that_does_not_say_what_it_trained_on_leaves_it_open(did, data, tmp_path):
@@ -325,7 +340,7 @@ def test_score_domain_and_features_come_from_one_pass(did, data, tmp_path, monke
     monkeypatch.setattr(Detector, "features", counting)
     result = evaluate(did, [data], out=tmp_path, device="cpu", tsne=3)
     assert sum(n_images) == len(read_samples(data, "test"))
-    assert result.predictions == plain.predictions
+    assert result.predictions.rows == plain.predictions.rows
 
 
 def test_tsne_keeps_some_crops_of_each_manipulation_with_their_features(did, data, tmp_path):

@@ -158,17 +158,17 @@ def test_what_two_processes_validate_is_the_checkpoint_they_keep(name, two, data
     run = two / name.replace(" ", "-") / str(PER_PROCESS)
     (val,) = [e for e in map(json.loads, (run / "metrics.jsonl").open()) if e["kind"] == "val"]
     qualities = ",".join(load_preset(*CASES[name]).qualities)
-    scored = evaluate(run, [data], qualities, split="val", device="cpu").predictions["prepared"]
-    assert choose_decision(scored).threshold == pytest.approx(val["threshold"], abs=1e-5)
+    scored = evaluate(run, [data], qualities, split="val", device="cpu").predictions
+    found = choose_decision(scored.rows["prepared"]).threshold
+    assert found == pytest.approx(val["threshold"], abs=1e-5)
 
 
 def test_eval_in_two_processes_is_eval_in_one(two, data):
     held = [json.loads((two / f"rank{rank}.json").read_text())["cells"] for rank in (0, 1)]
     alone = evaluate(two / "bce" / str(PER_PROCESS), [data], device="cpu")
-    assert held[0] == held[1] == [asdict(cell) for cell in alone.cells]
-    assert len(pq.read_table(two / "eval" / "predictions.parquet")) == len(
-        alone.predictions["prepared"]
-    )
+    assert held[0] == held[1] == json.loads(json.dumps([asdict(cell) for cell in alone.cells]))
+    together = pq.read_table(two / "eval" / "predictions.parquet")
+    assert len(together) == len(alone.predictions.table)
 
 
 def test_domains_and_features_in_two_processes_are_those_in_one(two, data, tmp_path):

@@ -242,6 +242,14 @@ DryRun = Annotated[
         "--dry-run", "-n", help="Say what would happen and how big.", rich_help_panel=RUNTIME
     ),
 ]
+Rounds = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Of the bootstrap of videos, from which intervals come; 0: no intervals.",
+        rich_help_panel=RUNTIME,
+    ),
+]
 Data = Annotated[
     list[Path],
     typer.Option(

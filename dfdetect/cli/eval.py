@@ -14,6 +14,7 @@ from dfdetect.cli.edge import (
     Json,
     Loaders,
     Quiet,
+    Rounds,
     progress,
     show,
     show_json,
@@ -52,15 +53,16 @@ def eval_(
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
+    rounds: Rounds = 1000,
     device: Device = "auto",
     workers: Loaders = None,
 ) -> None:
-    """Measure a detector: AUC, EER and accuracy per manipulation and quality.
+    """Measure a detector: AUC, EER and more per manipulation and quality, with intervals.
 
     Example: dfdetect eval runs/qad --data data/ --out results/
 
-    Each manipulation is compared with all reals of its folder, by frame and by video. Of a detector
-    with a domain head (DID) it also tells which technique it takes each manipulation for.
+    Each manipulation is compared with all reals of its folder, by frame, track and video. Of a
+    detector with a domain head (DID) it also tells which technique it takes each manipulation for.
     """
     from dfdetect.evaluate import evaluate
     from dfdetect.processes import processes
@@ -76,6 +78,7 @@ def eval_(
             lambda done, total: update(done, total, "crops"),
             workers,
             tsne,
+            rounds,
         )
     if not processes().is_main:
         return

@@ -628,7 +628,9 @@ def train_summary(summary, info, gradient_ratios: Sequence[float]) -> Group:
     """How a run ended: `info` is the metadata of its checkpoint."""
     val = summary.val
     frame, video, by_quality = val["frame"], val["video"], val["by_quality"]
-    title = f"val at step {summary.best_step}, the best by {info.preset['select']}"
+    rule = info.preset["select"]
+    which = "the last" if rule == "last" else f"the best by {rule}"
+    title = f"val at step {summary.best_step}, {which}"
     table = Table(title=title, title_justify="left")
     for heading in ("level", "quality"):
         table.add_column(heading, overflow="fold")
