@@ -151,7 +151,9 @@ class Preset(_Section):
     epochs: int = Field(32, ge=1)
     steps_per_epoch: int | None = Field(None, ge=1, description="default: one pass over the data")
     validate_per_epoch: int = Field(1, ge=1)
-    select: Literal["accuracy", "auc"] = Field("accuracy", description="best checkpoint on val by")
+    select: Literal["accuracy", "auc", "last"] = Field(
+        "accuracy", description="checkpoint kept: the best on val by a figure, or the last"
+    )
     sampler: Literal[
         "shuffle", "uniform", "class_balanced", "domain_balanced", "video_balanced", "source_paired"
     ] = "shuffle"

@@ -480,7 +480,8 @@ class _Run:
         event |= validation_figures(predictions, self.preset.qualities)
         frame = event["frame"]
         # Accuracy moves in steps on small splits: equals are told apart by AUC.
-        key = (frame[self.preset.select], frame["auc"])
+        rule = self.preset.select
+        key = (self.step, 0.0) if rule == "last" else (frame[rule], frame["auc"])
         event["is_best"] = self.best_key is None or key > self.best_key
         info = None
         if event["is_best"]:

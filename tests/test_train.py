@@ -106,13 +106,14 @@ def test_resuming_without_part_of_the_state_would_show(name, forgotten, data, tm
     assert rows[0] != rows[1]
 
 
-def test_the_best_checkpoint_is_the_one_with_the_best_val_figure(data, tmp_path):
-    preset = load_preset("bce-tiny", [*SMALL, "epochs=4", "select=auc"])
+@pytest.mark.parametrize("rule", ["auc", "last"])
+def test_the_checkpoint_kept_is_the_best_by_a_val_figure_or_the_last(data, tmp_path, rule):
+    preset = load_preset("bce-tiny", [*SMALL, "epochs=4", f"select={rule}"])
     summary = train(preset, [data], tmp_path / "run", device="cpu")
     val = [r for r in lines(tmp_path / "run") if r["kind"] == "val"]
-    best = max(val, key=lambda r: r["frame"]["auc"])
-    assert summary.val["frame"]["auc"] == best["frame"]["auc"]
-    assert summary.best_step == best["step"]
+    kept = val[-1] if rule == "last" else max(val, key=lambda r: r["frame"]["auc"])
+    assert summary.val["frame"]["auc"] == kept["frame"]["auc"]
+    assert summary.best_step == read_info(tmp_path / "run").step == kept["step"]
 
 
 def test_rows_of_the_test_split_are_never_read(data, tmp_path):
