@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from dfdetect.errors import cell
+from dfdetect.errors import cell, printable
 from dfdetect.metrics import Bin
 from dfdetect.reports.documents import Number
 from dfdetect.reports.drawing import (
@@ -276,7 +276,7 @@ def draw_heat_maps(maps: Sequence[HeatMap], caption: str) -> bytes:
         axes.set(xlabel=m.x, ylabel=m.y)
         return []
 
-    rows = [Row(short_names([m.title], 100)[0], [Panel(partial(panel, m=m), [])]) for m in maps]
+    rows = [Row(printable(m.title), [Panel(partial(panel, m=m), [])]) for m in maps]
     widest = max(1.15 * max(len(m.xs) for m in maps), 3.0)
     return _sheet(rows, caption, (widest, max(0.5 * max(len(m.ys) for m in maps), 1.2)), most=1)
 
@@ -308,7 +308,7 @@ def draw_sizes(lines: Sequence[Line], caption: str) -> bytes:
     for title in dict.fromkeys(line.title for line in lines):
         here = [line for line in lines if line.title == title][:MOST_LINES]
         panels = [Panel(partial(panel, here=here), short_names([h.name for h in here]))]
-        rows.append(Row(short_names([title], 100)[0], panels))
+        rows.append(Row(printable(title), panels))
     return _sheet(rows, caption, side=(5.5, 3.2), most=1)
 
 
@@ -344,18 +344,19 @@ def _sheet(
         for row in rows
         for i in range(0, len(row.panels), most)
     ]
+    heads = [wrapped(head, 0.9 * width) for head, _ in lines]
     legends = [LINE * 1.2 * max(len(p.names) for p in panels) + 0.1 for _, panels in lines]
     heights = [
-        (LINE * 1.2 if head else 0) + above + side[1] + below + legend
-        for (head, _), legend in zip(lines, legends, strict=True)
+        LINE * 1.2 * len(head) + above + side[1] + below + legend
+        for head, legend in zip(heads, legends, strict=True)
     ]
     said = wrapped(caption, width)
     height = sum(heights) + LINE * len(said) + 0.4
     with style():
         figure, top = Figure((width, height)), height - 0.1
-        for (head, panels), legend, tall in zip(lines, legends, heights, strict=True):
-            if head:
-                figure.text(0.15 / width, top / height, head, va="top", weight="bold")
+        for head, (_, panels), legend, tall in zip(heads, lines, legends, heights, strict=True):
+            text = "\n".join(head)
+            figure.text(0.15 / width, top / height, text, va="top", weight="bold")
             bottom = top - tall + legend + below
             for i, panel in enumerate(panels):
                 x = left + i * (left + side[0] + right)
