@@ -83,54 +83,34 @@ def test_the_probe_finds_a_label_in_a_category_and_none_in_noise():
         metrics.probe_auc(none, codec, labels, [str(y) for y in labels])
 
 
-def test_a_resampled_auc_is_that_of_the_rows_repeated_as_drawn():
-    rng = np.random.default_rng(4)
-    scores, labels = rng.integers(0, 6, 40).astype(float), rng.integers(0, 2, 40)  # many ties
-    clusters = [f"video {i}" for i in rng.integers(0, 8, 40)]
-    resamples = metrics.resample(clusters, rounds=30, seed=1)
-    assert resamples.counts.shape == (30, 8) and (resamples.counts.sum(1) == 8).all()
-    aucs = metrics.resampled_aucs(scores, labels, clusters, resamples)
-    for found, count in zip(aucs, resamples.counts, strict=True):
-        times = dict(zip(resamples.clusters.tolist(), count, strict=True))
-        rows = [i for i, name in enumerate(clusters) for _ in range(times[name])]
-        assert found == pytest.approx(metrics.auc(scores[rows], labels[rows]), abs=1e-12)
+def test_log_odds_cost_what_the_truth_was_given_in_bits():
+    # P(fake) .75 and .25: of a fake 2 - log2(3) bits and 2 bits, of a real one the other way round
+    odds = [np.log(3), -np.log(3), -np.log(3), np.log(3)]
+    assert metrics.cost_bits(odds, [1, 1, 0, 0]) == pytest.approx(
+        [2 - np.log2(3), 2, 2 - np.log2(3), 2]
+    )
+    assert metrics.cllr(odds[:3], [1, 1, 0]) == pytest.approx(
+        ((2 - np.log2(3) + 2) / 2 + 2 - np.log2(3)) / 2
+    )
+    assert metrics.cllr([0.0, 0.0], [0, 1]) == 1  # knows nothing
+    assert metrics.cllr([-900.0, 900.0], [0, 1]) == 0
+    assert metrics.cllr([900.0, 0.0], [0, 1]) > 600  # sure and wrong: no overflow
 
 
-def test_rounds_of_a_single_class_are_skipped_and_counted():
-    scores, labels, clusters = [0.1, 0.2, 0.9], [0, 0, 1], ["a", "b", "c"]
-    resamples = metrics.resample(clusters, rounds=500, seed=0)
-    aucs = metrics.resampled_aucs(scores, labels, clusters, resamples)
-    single = [count[2] in (0, 3) for count in resamples.counts]
-    assert np.isnan(aucs).tolist() == single
-    found = metrics.interval(aucs)
-    assert (found.low, found.high, found.n_skipped) == (1.0, 1.0, sum(single))
-    assert metrics.interval(np.full(3, np.nan)) is None
+def test_the_least_cost_is_that_of_the_best_log_odds_in_the_same_order():
+    separate = ([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1])
+    assert metrics.min_cllr(*separate) == 0
+    assert metrics.min_cllr([0.9, 0.8, 0.2, 0.1], [0, 0, 1, 1]) == pytest.approx(1)  # inverted
+    assert metrics.min_cllr([0.5] * 4, [0, 0, 1, 1]) == pytest.approx(1)  # one tie
+    # .1 is real alone; .5 holds half of the reals and all fakes: P(fake) = 1 / 1.5
+    cost = 0.5 * (0.5 * np.log2(3) + np.log2(1.5))
+    assert metrics.min_cllr([0.1, 0.5, 0.5, 0.5], [0, 0, 1, 1]) == pytest.approx(cost)
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 300)
+    odds = rng.normal(4 * labels - 2, 2)  # calibrated: unit variance ratio makes these log odds
+    assert metrics.min_cllr(odds, labels) < metrics.cllr(odds, labels)
+    assert metrics.min_cllr(odds, labels) == metrics.min_cllr(3 * odds - 7, labels)
 
 
-def test_more_crops_of_the_same_videos_make_no_interval_narrower():
-    rng = np.random.default_rng(6)
-    labels = np.arange(40) % 2
-    scores, clusters = rng.normal(labels), [str(i) for i in range(40)]
-    once, often = (
-        metrics.interval(
-            metrics.resampled_aucs(
-                np.repeat(scores, n), np.repeat(labels, n), np.repeat(clusters, n),
-                metrics.resample(clusters),
-            )
-        )
-        for n in (1, 20)
-    )  # fmt: skip
-    assert once == pytest.approx(often)
-
-
-def test_the_interval_holds_the_true_auc_about_as_often_as_it_says():
-    """Fakes are shifted by 1 standard deviation: AUC = Phi(1 / sqrt 2) = 0.7602."""
-    rng, held = np.random.default_rng(8), 0
-    labels = np.arange(80) % 2
-    clusters = [str(i) for i in range(80)]
-    resamples = metrics.resample(clusters, rounds=200)
-    for _ in range(150):
-        aucs = metrics.resampled_aucs(rng.normal(labels), labels, clusters, resamples)
-        low, high, _ = metrics.interval(aucs)
-        held += low <= 0.7602 <= high
-    assert 0.88 < held / 150 < 0.99
+def test_balanced_weights_give_both_classes_one_half():
+    assert metrics.balanced([0, 1, 1, 1]).tolist() == [1 / 2, 1 / 6, 1 / 6, 1 / 6]
