@@ -133,10 +133,25 @@ def parameters(quality: Quality) -> dict[str, Any]:
 _X264 = {"encoder": "libx264", "preset": "medium", "pix_fmt": "yuv420p", "threads": 1}
 
 
-def parameters_sha256(quality: Quality) -> str:
-    """Of `parameters`, as JSON with sorted keys and without spaces."""
-    text = json.dumps(parameters(quality), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+def facts_of(
+    name: str, preset: Mapping[str, Any], of_raw: bool, shipped: bool = False
+) -> dict[str, Any]:
+    """What metrics.json says of a quality: where its crops come from, what exactly was done with
+    the hash of that (of JSON with sorted keys, without spaces), and whether training with a
+    resolved `preset` saw it. `of_raw`: made of raw crops while loading; `shipped`: prepare took
+    qualities of videos as their dataset ships them."""
+    quality = parse_quality(name)
+    exactly = parameters(quality)
+    if shipped and quality.kind == "h264" and not of_raw:
+        exactly |= {"encoder": "as shipped, or libx264 where it was not"}
+    text = json.dumps(exactly, sort_keys=True, separators=(",", ":"))
+    return {
+        "quality": name,
+        "crops": "made of raw" if of_raw else "stored",
+        "seen_in_training": seen_in_training(name, preset),
+        "parameters": exactly,
+        "parameters_sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
 
 
 def seen_in_training(name: str, preset: Mapping[str, Any]) -> str:

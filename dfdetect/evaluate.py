@@ -17,7 +17,7 @@ import numpy as np
 
 from dfdetect.cells import Cell, alarms, check_names, measure, was_seen
 from dfdetect.checkpoint import Checkpoint, choose_device, load_checkpoint
-from dfdetect.corruptions import UNSEEN, seen_in_training
+from dfdetect.corruptions import UNSEEN, facts_of, seen_in_training
 from dfdetect.coverage import Coverage, Lost, coverage_of, lost_of, read_lost
 from dfdetect.data import at_qualities, default_workers
 from dfdetect.domains import Confusion, confusion_rows, confusions
@@ -29,16 +29,20 @@ from dfdetect.manifest import SPLITS, Sample, read_samples
 from dfdetect.predictions import (
     METRICS_SCHEMA,
     Predictions,
+    read_predictions,
     read_results,
     write_predictions,
 )
 from dfdetect.probabilities import Calibrated, calibrated
 from dfdetect.processes import join, share_of
-from dfdetect.quality import ordered, parse_qualities, parse_quality, to_prepare
+from dfdetect.quality import ordered, parse_qualities, to_prepare
 from dfdetect.resampling import ROUNDS
-from dfdetect.results import Scorer, predictions_of
+from dfdetect.results import Prediction, Scorer, predictions_of
+from dfdetect.robustness import Robustness, measure_robustness, qualities_of
+from dfdetect.strata import measure_faces, parse_edges
 
 FIGURES = ("domains.csv", "domains.png", "features.npz", "tsne.png")
+CURVES = ("robustness.parquet", "robustness.csv", "robustness.png")
 """What is written only where there is something to show."""
 _CALIBRATED = {"method", "slope", "intercept", "prior", "threshold"}
 
@@ -46,7 +50,9 @@ _CALIBRATED = {"method", "slope", "intercept", "prior", "threshold"}
 class EvalResult(NamedTuple):
     """What eval found: the cells, and the predictions they were computed from; how much of each
     folder was scored, and scores as probabilities; how often the domain head took each manipulation
-    for which; the features of some crops."""
+    for which; the features of some crops. `qualities`: for each folder and quality where its crops
+    come from, what exactly was done, and whether training saw it. `face_sizes`: edges of the strata
+    among the cells, px."""
 
     predictions: Predictions
     cells: list[Cell]
@@ -55,6 +61,9 @@ class EvalResult(NamedTuple):
     calibration: Sequence[Calibrated] = ()
     domains: Sequence[Confusion] = ()
     embedding: Embedding | None = None
+    qualities: Sequence[Mapping[str, Any]] = ()
+    face_sizes: Sequence[float] = ()
+    robustness: Robustness | None = None
 
     @property
     def model(self) -> dict[str, Any]:
@@ -66,7 +75,8 @@ class EvalResult(NamedTuple):
         """Names of what is written of it."""
         names = ["predictions.parquet", "metrics.json", "metrics.csv"]
         names += FIGURES[:2] if self.domains else []
-        return names + list(FIGURES[2:] if self.embedding else [])
+        names += FIGURES[2:] if self.embedding else []
+        return names + list(CURVES if self.robustness else [])
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -76,6 +86,9 @@ class EvalResult(NamedTuple):
             "coverage": [asdict(coverage) for coverage in self.coverage],
             "calibration": [of_videos.as_json() for of_videos in self.calibration],
             "domains": [asdict(confusion) for confusion in self.domains],
+            "qualities": list(self.qualities),
+            "face_sizes": list(self.face_sizes),
+            "robustness": self.robustness and self.robustness.as_json(),
             "warnings": self.warnings,
         }
 
@@ -91,11 +104,15 @@ def evaluate(
     workers: int | None = None,
     tsne: int | None = None,
     rounds: int = ROUNDS,
+    sweep: str | None = None,
+    face_sizes: str | None = None,
 ) -> EvalResult:
     """Score one split of prepared folders and measure; writes predictions and metrics into `out`.
 
-    `qualities` are by default those stored; JPEG that is not stored is made of the raw crops.
-    `workers` load crops (default: as the machine's cores allow). `tsne`: of up to so many crops of
+    `qualities` are by default those stored; others are made of the raw crops, but for cNN. `sweep`
+    (`robustness.parse_sweep`) adds curves of AUC against severity, whose qualities are in no other
+    figure; `face_sizes` (edges in px, as 64,128) adds cells of small and of large faces. `workers`
+    load crops (default: as the machine's cores allow). `tsne`: of up to so many crops of
     each manipulation write pooled features and their t-SNE too. `rounds` of the bootstrap.
     Processes started by `torchrun` share the scoring; each returns the whole result.
 
@@ -108,10 +125,13 @@ def evaluate(
         raise unknown("split", split, SPLITS)
     if tsne and not out:
         raise DfdetectError("--tsne writes a picture and its features", "say where to, with --out")
+    edges = parse_edges(face_sizes) if face_sizes else []
+    levels = qualities_of(sweep) if sweep else []
     who = join(on_cpu=choose_device(device) == "cpu")
     checkpoint = load_checkpoint(model, device)
     folders = _named(data)
     chosen = {name: _rows(folder, split, qualities) for name, folder in folders.items()}
+    swept = {name: _rows(f, split, ",".join(levels)) for name, f in folders.items() if sweep}
     check_names({name: {s.manipulation for s in rows} for name, rows in chosen.items()})
     embedded = {name: choose_crops(rows, tsne or 0) for name, rows in chosen.items()}
     if tsne and (n := sum(int(flags.sum()) for flags in embedded.values())) < FEWEST:
@@ -124,7 +144,11 @@ def evaluate(
     warnings = [w for f in data for w in _crop_warnings(checkpoint, f)]
     for name, rows in chosen.items():
         warnings += _unseen_warnings(checkpoint, name, rows)
-    n_total, n_done = sum(len(share_of(rows)) for rows in chosen.values()), 0
+    facts: list[dict[str, Any]] = []
+    for name, folder in folders.items():
+        facts += _quality_facts(checkpoint, name, folder, chosen[name] + swept.get(name, []))
+    swept = {name: _not_among(rows, chosen[name]) for name, rows in swept.items()}
+    n_total, n_done = sum(len(share_of(r)) for d in (chosen, swept) for r in d.values()), 0
 
     def progress(n: int) -> None:
         nonlocal n_done
@@ -154,10 +178,20 @@ def evaluate(
         if detector.tells_domains
         for confusion in confusions(rows, name, split, names, trained)
     ]
+    curves: dict[str, list[Prediction]] = {}
+    for name, rows in swept.items():
+        with Scorer(rows, detector.image_size, 64, workers) as scorer:
+            curves[name] = [p for p in predictions[name] if p.quality in levels]
+            curves[name] += scorer.predict(detector, device, progress)
+    described = _described(checkpoint)
     lost = {name: read_lost(folder, split) for name, folder in folders.items()}
-    result = _measured(Predictions.of(_described(checkpoint), predictions), split, lost, rounds)
+    result = _measured(Predictions.of(described, predictions), split, lost, rounds, edges)
+    if sweep:
+        robustness = measure_robustness(Predictions.of(described, curves), sweep, split, rounds)
+        result = result._replace(robustness=robustness)
     result = result._replace(
         warnings=[*warnings, *result.warnings],
+        qualities=facts,
         domains=told,
         embedding=embedding_of(chosen, views, trained) if tsne else None,
     )
@@ -174,13 +208,24 @@ def remeasure(results: Path, rounds: int = ROUNDS) -> EvalResult:
     """
     predictions, stored = read_results(results)
     lost = {one["data"]: lost_of(one) for one in stored["coverage"]}
-    result = _measured(predictions, stored["cells"][0]["split"], lost, rounds)
+    split = stored["cells"][0]["split"]
+    result = _measured(predictions, split, lost, rounds, stored.get("face_sizes", []))
+    if stored.get("robustness"):
+        curves = read_predictions(results / CURVES[0])
+        robustness = measure_robustness(curves, stored["robustness"]["sweep"], split, rounds)
+        result = result._replace(robustness=robustness)
     domains = [Confusion(**one) for one in stored["domains"]]
-    return result._replace(domains=domains, warnings=stored["warnings"])
+    return result._replace(
+        domains=domains, qualities=stored.get("qualities", []), warnings=stored["warnings"]
+    )
 
 
 def _measured(
-    predictions: Predictions, split: str, lost: Mapping[str, Lost | None], rounds: int
+    predictions: Predictions,
+    split: str,
+    lost: Mapping[str, Lost | None],
+    rounds: int,
+    edges: Sequence[float],
 ) -> EvalResult:
     """Everything that follows from predictions, and from what has none."""
     model, folders = predictions.model, predictions.folders()
@@ -209,15 +254,26 @@ def _measured(
         for name in folders
         if lost.get(name) is None
     ]
-    return EvalResult(predictions, cells, warnings + alarms(cells), coverage, probabilities)
+    warnings += alarms(cells)
+    if edges:
+        cells += measure_faces(
+            folders, edges, split, model["threshold"], trained, rounds, quality_seen=seen
+        )
+        for name, columns in folders.items():
+            if n := int(np.isnan(columns.face_px).sum()):
+                warnings.append(f"{name}: {n} crops of unknown face width are in no stratum")
+    return EvalResult(predictions, cells, warnings, coverage, probabilities, face_sizes=edges)
 
 
 def write_results(out: Path, result: EvalResult) -> None:
     """predictions.parquet, metrics.json and metrics.csv; domains.csv and domains.png, features.npz
-    and tsne.png where there are, and those of an earlier result are removed. Each whole."""
-    for name in FIGURES:
+    and tsne.png, robustness.parquet, .csv and .png where there are, and those of an earlier result
+    are removed. Each whole."""
+    for name in (*FIGURES, *CURVES):
         (out / name).unlink(missing_ok=True)
     write_predictions(out / "predictions.parquet", result.predictions)
+    if result.robustness:
+        write_predictions(out / CURVES[0], result.robustness.predictions)
     write_json(out / "metrics.json", result.as_json())
     cells = [cell.row() for cell in result.cells]
     write_whole(out / "metrics.csv", _csv([list(cells[0]), *(list(c.values()) for c in cells)]))
@@ -244,6 +300,11 @@ def _figures(result: EvalResult) -> dict[str, bytes | str]:
         np.savez_compressed(buffer, **columns, **features, **places, **settings)
         files["features.npz"] = buffer.getvalue()
         files["tsne.png"] = draw_plane(columns, plane, result.cells[0].split)
+    if result.robustness:
+        from dfdetect.reports.curves import draw_curves
+
+        files["robustness.csv"] = _csv(result.robustness.rows())
+        files["robustness.png"] = draw_curves(result.robustness, result.model["name"])
     return files
 
 
@@ -283,12 +344,31 @@ def _rows(folder: Path, split: str, qualities: str | None) -> list[Sample]:
     return sorted(rows, key=lambda s: (wanted.index(s.quality), s.sample_id))
 
 
+def _not_among(rows: Sequence[Sample], others: Sequence[Sample]) -> list[Sample]:
+    """Those at qualities that none of the `others` has."""
+    there = {row.quality for row in others}
+    return [row for row in rows if row.quality not in there]
+
+
+def _quality_facts(
+    checkpoint: Checkpoint, name: str, folder: Path, rows: Sequence[Sample]
+) -> list[dict[str, Any]]:
+    """Of each quality of a folder's rows."""
+    shipped = _recipe(folder).get("use_shipped", False)
+    made = {row.quality: row.made is not None for row in rows}
+    return [
+        {"data": name, **facts_of(quality, checkpoint.info.preset, of_raw, shipped)}
+        for quality, of_raw in made.items()
+    ]
+
+
+def _recipe(folder: Path) -> dict[str, Any]:
+    path = folder / "prepare.json"
+    return read_json(path).get("recipe", {}) if path.exists() else {}
+
+
 def _crop_warnings(checkpoint: Checkpoint, folder: Path) -> list[str]:
-    recipe = (
-        read_json(folder / "prepare.json").get("recipe", {})
-        if (folder / "prepare.json").exists()
-        else {}
-    )
+    recipe = _recipe(folder)
     crop = CropRecipe.model_validate(recipe.get("crop", {}))
     if crop == checkpoint.info.crop:
         return []
@@ -296,9 +376,8 @@ def _crop_warnings(checkpoint: Checkpoint, folder: Path) -> list[str]:
 
 
 def _unseen_warnings(checkpoint: Checkpoint, name: str, rows: Sequence[Sample]) -> list[str]:
-    trained = [parse_quality(q) for q in checkpoint.info.preset["qualities"]]
-    scored = [parse_quality(q) for q in sorted({s.quality for s in rows})]
-    qualities = [q.name for q in scored if not any(t.covers(q) for t in trained)]
+    scored = sorted({s.quality for s in rows})
+    qualities = [q for q in scored if seen_in_training(q, checkpoint.info.preset) == UNSEEN]
     made = checkpoint.info.data.get("manipulations")
     fakes = sorted({s.manipulation for s in rows if s.label})
     unseen = [m for m in fakes if was_seen(m, made) is False]

@@ -16,7 +16,7 @@ import numpy as np
 from dfdetect.cells import ALL, Cell, measure
 from dfdetect.corruptions import seen_in_training, seen_ranges
 from dfdetect.errors import DfdetectError, unknown
-from dfdetect.predictions import Columns, Words
+from dfdetect.predictions import Predictions, Words
 from dfdetect.quality import KINDS, Quality, ordered, parse_quality, quality_at
 from dfdetect.resampling import ROUNDS
 
@@ -54,15 +54,17 @@ class Point:
 
 
 class Robustness(NamedTuple):
-    """The curves of a `sweep` as it was asked for; `seen`: by kind the levels from, to that
-    training saw, and how."""
+    """The curves of a `sweep` as it was asked for, and the `predictions` they were computed from;
+    `seen`: by kind the levels from, to that training saw, and how."""
 
     sweep: str
     seen: dict[str, list[tuple[float, float, str]]]
     points: list[Point]
+    predictions: Predictions
 
     def as_json(self) -> dict[str, Any]:
-        return self._asdict() | {"points": [asdict(point) for point in self.points]}
+        points = [asdict(point) for point in self.points]
+        return {"sweep": self.sweep, "seen": self.seen, "points": points}
 
     def rows(self) -> list[list[Any]]:
         """robustness.csv: a header and a row per point."""
@@ -111,14 +113,13 @@ def qualities_of(sweep: str) -> list[str]:
 
 
 def measure_robustness(
-    folders: Mapping[str, Columns], sweep: str, split: str, threshold: float,
-    preset: Mapping[str, Any], rounds: int = ROUNDS,
-) -> Robustness:  # fmt: skip
-    """The curves of predictions at every quality of `sweep`, by folder, level and kind; `preset` is
-    the resolved one that the model was trained with."""
-    swept = parse_sweep(sweep)
+    predictions: Predictions, sweep: str, split: str, rounds: int = ROUNDS
+) -> Robustness:
+    """The curves of predictions at every quality of `sweep`, by folder, level and kind."""
+    swept, model = parse_sweep(sweep), predictions.model
+    preset, threshold = model["preset"], model["threshold"]
     points = []
-    for data, columns in folders.items():
+    for data, columns in predictions.folders().items():
         classes = columns._replace(manipulation=Words(columns.label, np.array(["real", "fake"])))
         cells = measure({data: classes}, split, threshold, None, rounds, LEVELS)
         found = {(c.level, c.quality): c for c in cells if c.manipulation == ALL}
@@ -128,7 +129,8 @@ def measure_robustness(
             for kind, qualities in swept.items()
             for quality in (parse_quality("raw"), *qualities)
         ]
-    return Robustness(sweep, {kind: seen_ranges(kind, preset) for kind in swept}, points)
+    seen = {kind: seen_ranges(kind, preset) for kind in swept}
+    return Robustness(sweep, seen, points, predictions)
 
 
 # --- the grammar ------------------------------------------------------------------------------

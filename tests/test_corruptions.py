@@ -10,12 +10,12 @@ import pytest
 from dfdetect.corruptions import (
     blurred,
     corrupted,
+    facts_of,
     h264_round_trip,
     jpeg_level,
     jpeg_round_trip,
     noisy,
     parameters,
-    parameters_sha256,
     rescaled,
     seen_in_training,
 )
@@ -162,8 +162,14 @@ ONE_OF_EACH = (
 
 def test_each_quality_has_parameters_and_a_hash_of_its_own():
     qualities = [parse_quality(name) for name in ONE_OF_EACH]
-    hashes = [parameters_sha256(q) for q in qualities]
+    preset = {"qualities": ["raw"]}
+    hashes = [facts_of(name, preset, False)["parameters_sha256"] for name in ONE_OF_EACH]
     assert len(set(hashes)) == len(ONE_OF_EACH)
+    stored, made = (facts_of("j75", preset, of_raw) for of_raw in (False, True))
+    assert (stored["crops"], made["crops"]) == ("stored", "made of raw")
+    assert stored["parameters_sha256"] == made["parameters_sha256"]  # the same pixels
+    ours, theirs = (facts_of("c23", preset, False, shipped) for shipped in (False, True))
+    assert ours["parameters_sha256"] != theirs["parameters_sha256"]
     for quality in qualities:
         found = parameters(quality)
         assert found == json.loads(json.dumps(found)) and found["kind"] == quality.kind

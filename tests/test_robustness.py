@@ -89,8 +89,8 @@ def measured(folders=("data",), rounds=20):
             "rsab", ("real", "real", "DF", "FS"), scores, strict=True
         )
     ]
-    columns = Predictions.of({}, dict.fromkeys(folders, rows)).folders()
-    return measure_robustness(columns, "crf=23/40,jpeg=50/95", "test", 0.5, PRESET, rounds)
+    predictions = Predictions.of({"preset": PRESET, "threshold": 0.5}, dict.fromkeys(folders, rows))
+    return measure_robustness(predictions, "crf=23/40,jpeg=50/95", "test", rounds)
 
 
 def test_each_curve_goes_from_raw_to_the_worst_with_auc_and_interval():

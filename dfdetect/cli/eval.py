@@ -31,8 +31,28 @@ def eval_(
     qualities: Annotated[
         str | None,
         typer.Option(
-            help="Default: all that were prepared. jNN (JPEG at quality NN) and jA-B (at one in "
-            "A..B per crop, always the same for a crop) are made of the raw crops.",
+            help="Default: all that were prepared. Made of the raw crops are jNN (JPEG at quality "
+            "NN), jA-B (at one in A..B, always the same for a crop), crfNN (H.264 of the crop "
+            "alone), scaleX (to that share of the side and back), blurX (sigma, px), noiseX "
+            "(standard deviation of 0..255).",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND=LEVELS,...",
+            help="Curves of AUC against severity, as crf=0:51:8,jpeg=20:100:20,scale=0.25:1: from, "
+            "to, step (default: five levels), or a list as blur=0.5/1/2. Kinds: crf, jpeg, scale, "
+            "blur, noise.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    face_sizes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PX,...",
+            help="Measure faces of these widths in their source apart, as 64,128.",
             rich_help_panel=INPUT,
         ),
     ] = None,
@@ -79,6 +99,8 @@ def eval_(
             workers,
             tsne,
             rounds,
+            sweep,
+            face_sizes,
         )
     if not processes().is_main:
         return
@@ -87,9 +109,13 @@ def eval_(
     if as_json:
         show_json(result.as_json())
         return
-    from dfdetect.reports.table import domain_tables, eval_tables
+    from dfdetect.reports.table import domain_tables, eval_tables, face_tables, robustness_tables
 
     show(eval_tables(result))
+    if result.face_sizes:
+        show(face_tables(result.cells))
+    if result.robustness:
+        show(robustness_tables(result.robustness))
     if result.domains:
         show(domain_tables(result.domains))
     if out:
