@@ -51,6 +51,7 @@ class Ended:
     """A job that ended: `error` is why its last command failed, empty if none did."""
 
     job: Job
+    command: list[str]
     error: str = ""
 
 
@@ -84,8 +85,9 @@ def run_jobs(
                 n_done += 1
                 error = "" if attempt.is_finished else attempt.error
                 status = "failed" if error else "finished"
-                on_event(attempt.event("end") | {"status": status, "error": error})
-                yield Ended(attempt.job, error)
+                counts = {"done": n_done, "total": len(todo)}
+                on_event(attempt.event("end") | counts | {"status": status, "error": error})
+                yield Ended(attempt.job, attempt.command, error)
             text = "; ".join(attempt.progress for attempt in running.values())
             on_event({"kind": "progress", "done": n_done, "total": len(todo), "text": text})
             time.sleep(POLL_S)
@@ -161,7 +163,8 @@ class _Attempt:
         }  # fmt: skip
 
     def _start_next(self) -> None:
-        self.child = start(self._commands.pop(0), self._log, self._environment)
+        self.command = self._commands.pop(0)
+        self.child = start(self.command, self._log, self._environment)
 
 
 @contextmanager

@@ -82,8 +82,9 @@ class GridCell:
 
 
 def list_grids() -> dict[str, Path]:
-    """{name: file} of the grids that come with the tool."""
-    folders = [folder / "sweeps" for folder in reversed(preset_folders())]
+    """{name: file} of the grids that come with the tool; tables of the papers (tables.py) are some
+    of them."""
+    folders = [f / kind for f in reversed(preset_folders()) for kind in ("tables", "sweeps")]
     return {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
 
 
@@ -100,6 +101,8 @@ def load_grid(name: str) -> Grid:
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise DfdetectError(f"{path}: not a grid (a mapping with preset, axes or cells)")
+    if "columns" in content:  # a table: what is on top of its grid is for `reproduce`
+        content = {key: value for key, value in content.items() if key in Grid.model_fields}
     try:
         return Grid.model_validate({"name": path.stem} | content)
     except ValidationError as error:

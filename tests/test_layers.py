@@ -7,7 +7,7 @@ import dfdetect
 
 PACKAGE = Path(dfdetect.__file__).parent
 VERBS = {"prepare", "train", "evaluate", "scanning", "demo", "describe", "sweep", "explain",
-         "calibrate", "onnx_export", "forge", "publish", "report"}  # fmt: skip
+         "calibrate", "reproduce", "onnx_export", "forge", "publish", "report"}  # fmt: skip
 SHELVES = {"datasets", "degradations", "forgeries", "methods", "reports"}
 HOMES = {
     "av": {"video", "prepare"},  # prepare records its version

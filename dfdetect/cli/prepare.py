@@ -88,6 +88,21 @@ def prepare(
     where: Annotated[
         list[str], typer.Option(help="Keep table rows where part=main.", rich_help_panel=INPUT)
     ] = [],  # noqa: B006
+    manipulations: Annotated[
+        str | None,
+        typer.Option(
+            help="Only these fakes, as Deepfakes,FaceSwap, and the reals of their dataset.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="At most so many videos of each manipulation and split, to try things out.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
     template: Annotated[
         str, typer.Option(help="Landmark template: arcface or symmetric.", rich_help_panel=MODEL)
     ] = "arcface",
@@ -236,6 +251,7 @@ def prepare(
     options = DatasetOptions(
         splits, key_values(columns, "--columns"), key_values(where, "--where"),
         identity_disjoint, drop_cross_source, root,
+        tuple(n.strip() for n in (manipulations or "").split(",") if n.strip()), limit,
     )  # fmt: skip
     names = tuple(q.name for q in parse_qualities(qualities)) if qualities else ()
     crop = CropRecipe(size=size, template=template, margin=margin)

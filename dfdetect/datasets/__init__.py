@@ -4,10 +4,12 @@ A dataset file reads names and lists, never pixels. It intersects official lists
 counts what is missing, and its errors say what tree it expected and where officially to get it.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 from dfdetect.datasets import (
@@ -31,25 +33,33 @@ from dfdetect.video import MEDIA_SUFFIXES
 
 
 class Dataset(NamedTuple):
-    """`list_videos(source, options)`, and whether a source `looks_right` for it: names only."""
+    """`list_videos(source, options)`, and whether a source `looks_right` for it: names only; the
+    tree that is `expected`, and `home`, where officially to get it."""
 
     list_videos: Callable[[Path, DatasetOptions], Listing]
     looks_right: Callable[[Path], bool]
+    expected: str = ""
+    home: str = ""
+
+    @classmethod
+    def of(cls, module: ModuleType) -> "Dataset":
+        where = (getattr(module, name, "") for name in ("EXPECTED", "HOME"))
+        return cls(module.list_videos, module.looks_right, *where)
 
 
 SHELF: dict[str, Dataset] = {
-    "table": Dataset(table.list_videos, table.looks_right),
-    "deepfakebench": Dataset(deepfakebench.list_videos, deepfakebench.looks_right),
-    "celebdf": Dataset(celebdf.list_videos, celebdf.looks_right),
-    "ffiw": Dataset(ffiw.list_videos, ffiw.looks_right),
-    "dfdc": Dataset(dfdc.list_videos, dfdc.looks_right),
-    "dfdcp": Dataset(dfdc_preview.list_videos, dfdc_preview.looks_right),
-    "deeperforensics": Dataset(deeperforensics.list_videos, deeperforensics.looks_right),
-    "wilddeepfake": Dataset(wilddeepfake.list_videos, wilddeepfake.looks_right),
-    "df40": Dataset(df40.list_videos, df40.looks_right),
-    "dffd": Dataset(dffd.list_videos, dffd.looks_right),
-    "ffpp": Dataset(ffpp.list_videos, ffpp.looks_right),
-    "folder": Dataset(folder.list_videos, folder.looks_right),
+    "table": Dataset.of(table),
+    "deepfakebench": Dataset.of(deepfakebench),
+    "celebdf": Dataset.of(celebdf),
+    "ffiw": Dataset.of(ffiw),
+    "dfdc": Dataset.of(dfdc),
+    "dfdcp": Dataset.of(dfdc_preview),
+    "deeperforensics": Dataset.of(deeperforensics),
+    "wilddeepfake": Dataset.of(wilddeepfake),
+    "df40": Dataset.of(df40),
+    "dffd": Dataset.of(dffd),
+    "ffpp": Dataset.of(ffpp),
+    "folder": Dataset.of(folder),
 }
 """`auto` takes the first that looks right."""
 
@@ -82,6 +92,10 @@ def list_source(name: str, source: Path, options: DatasetOptions) -> Listing:
         videos = [replace(video, split=None) for video in videos]
     if options.splits:
         videos = _with_splits(videos, options.splits)
+    if options.manipulations:
+        videos = _of_manipulations(source, videos, options.manipulations)
+    if options.limit:
+        videos = _few(videos, options.limit)
     if not videos:
         where = f"; get it from {listing.home}" if listing.home else ""
         raise DfdetectError(f"{source}: no video or picture found in it", listing.expected + where)
@@ -96,6 +110,30 @@ def list_source(name: str, source: Path, options: DatasetOptions) -> Listing:
             )
         _check_text(source, video)
     return replace(listing, videos=videos, notes=[*notes, *listing.notes])
+
+
+def _of_manipulations(
+    source: Path, videos: list[SourceVideo], wanted: tuple[str, ...]
+) -> list[SourceVideo]:
+    """Errors: DfdetectError for a manipulation that the source does not have."""
+    there = {v.manipulation for v in videos if v.label}
+    for name in wanted:
+        if name not in there:
+            raise unknown(f"manipulation of {source}:", name, there)
+    fakes = {v.dataset for v in videos if v.label and v.manipulation in wanted}
+    return [v for v in videos if (v.manipulation in wanted if v.label else v.dataset in fakes)]
+
+
+def _few(videos: list[SourceVideo], limit: int) -> list[SourceVideo]:
+    """The first `limit` of each manipulation and split."""
+    n: Counter = Counter()
+    kept = []
+    for video in videos:
+        place = (video.dataset, video.manipulation, video.split)
+        n[place] += 1
+        if n[place] <= limit:
+            kept.append(video)
+    return kept
 
 
 def _check_text(source: Path, video: SourceVideo) -> None:

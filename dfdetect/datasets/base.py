@@ -18,7 +18,9 @@ class DatasetOptions:
     """What a user may say about a source: `splits` file or folder, column names, row filters;
     `identity_disjoint` drops an official split that shares people and deals them anew;
     `drop_cross_source` leaves out videos whose footage is in two official splits;
-    `root` is the folder that the paths of an imported list start from."""
+    `root` is the folder that the paths of an imported list start from; of the fakes only those of
+    `manipulations` are listed, if any are named, and of the reals those of their datasets; no more
+    than `limit` videos of each manipulation and split."""
 
     splits: Path | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -26,6 +28,8 @@ class DatasetOptions:
     identity_disjoint: bool = False
     drop_cross_source: bool = False
     root: Path | None = None
+    manipulations: tuple[str, ...] = ()
+    limit: int | None = None
 
 
 @dataclass(frozen=True)
