@@ -129,12 +129,7 @@ def report(
     several = len(models) > 1
     title = f"{len(models)} models" if several else f"Results of {next(iter(models))}"
     tables = tables_of({name: m.result for name, m in models.items()})
-    warnings = [
-        f"{name}: {warning}" if several else warning
-        for name, m in models.items()
-        for warning in m.result.warnings
-    ]
-    warnings += _different_items(models)
+    warnings = [*_warnings(models), *_different_items(models)]
     drawn = list(_drawn(models, sweeps))
     figures = [figure for figure, _ in drawn]
     for name, m in models.items():
@@ -182,6 +177,16 @@ def _names(results: Mapping[Path, Any]) -> list[str]:
         if len(set(distinct)) == len(distinct):
             return distinct
     return list(map(str, results))
+
+
+def _warnings(models: Mapping[str, Measured]) -> Iterator[str]:
+    """Those of eval, each once, of whom it is where it is not of all."""
+    of_whom: dict[str, list[str]] = {}
+    for name, m in models.items():
+        for warning in m.result.warnings:
+            of_whom.setdefault(warning, []).append(name)
+    for warning, names in of_whom.items():
+        yield warning if len(names) == len(models) else f"{', '.join(names)}: {warning}"
 
 
 def _different_items(models: Mapping[str, Measured]) -> Iterator[str]:

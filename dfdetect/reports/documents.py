@@ -18,7 +18,7 @@ from rich.text import Text
 from dfdetect.errors import cell as csv_cell
 from dfdetect.errors import printable
 
-KEYS = ("metric", "dataset", "quality", "model")
+KEYS = ("metric", "dataset", "corruption", "quality", "model")
 """Headings of columns that say what a row is."""
 LATEX_HEAD = "% \\usepackage{booktabs}; names beyond ASCII need LuaLaTeX or XeLaTeX\n"
 

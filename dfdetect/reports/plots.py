@@ -241,9 +241,10 @@ def draw_reliability(found: Sequence[Reliability], caption: str) -> bytes:
         return lines
 
     def names(r: Reliability) -> list[str]:
-        said = {"before": "before", "after": "after, solid"}
-        if "after" not in r.bins:
-            said = {"before": "as the network gives them"}
+        said = {
+            "before": "before" if "after" in r.bins else "uncalibrated",
+            "after": "after, solid",
+        }
         n = f"n {r.n_real}/{r.n_fake}"
         return [f"{said[when]}: ECE {r.error[when]:.3f}, {n}" for when in r.bins]
 

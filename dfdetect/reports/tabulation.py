@@ -83,7 +83,7 @@ class _Folder(NamedTuple):
 def tables_of(models: Models) -> list[Table]:
     """Of each level: all folders side by side; of each folder its qualities (rank, operating
     points, probabilities), its manipulations and its sizes of faces, where there are several. Then
-    what calibration changes, and how much was scored.
+    corruptions, what calibration changes, and how much was scored.
 
     Tracks have tables only where some video has several.
     """
@@ -106,7 +106,7 @@ def tables_of(models: Models) -> list[Table]:
             tables += _by_folder(folders, list(models))
         for folder in single:
             tables += _of_folder(folder, list(models))
-    return [*tables, *_calibration(models), *_coverage(models)]
+    return [*tables, *_robustness(models), *_calibration(models), *_coverage(models)]
 
 
 def _has_more_tracks(folder: _Folder, cells: Sequence[Cell]) -> bool:
@@ -161,6 +161,47 @@ def _of_folder(folder: _Folder, models: Sequence[str]) -> Iterator[Table]:
 
 def _pooled(qualities: Sequence[str]) -> str:
     return f"{', '.join(qualities)} pooled" if len(qualities) > 1 else f"at {qualities[0]}"
+
+
+def _robustness(models: Models) -> Iterator[Table]:
+    """AUC against severity: qualities are rows, models columns."""
+    points = {
+        (p.split, p.level, p.data, p.kind, p.quality, model): p
+        for model, result in models.items() if result.robustness
+        for p in result.robustness.points
+    }  # fmt: skip
+    names = list(dict.fromkeys(place[-1] for place in points))
+    for split, level, data in dict.fromkeys(place[:3] for place in points):
+        kinds = dict.fromkeys(place[3:5] for place in points if place[:3] == (split, level, data))
+        here = {
+            (*row, name): p
+            for row in kinds
+            for name in names
+            if (p := points.get((split, level, data, *row, name)))
+        }
+        new = {place[:2] for place, p in here.items() if p.seen == "no"}
+        rows = [
+            (kind, quality + " *" * ((kind, quality) in new),
+             *(Number(p.auc, p.low, p.high) if (p := here.get((kind, quality, name))) else
+               Number(None) for name in names))
+            for kind, quality in kinds
+        ]  # fmt: skip
+        n = {name: f"{name} {p.n_real}/{p.n_fake}" for (*_, name), p in here.items()}
+        never = ["* a model here never trained on it, nor augmented by it."] if new else []
+        yield Table(
+            title=f"{data} by corruption, AUC, all manipulations together",
+            level=level,
+            split=split,
+            quality="made of the raw crops",
+            n_keys=2,
+            headings=("corruption", "quality", *names),
+            rows=tuple(rows),
+            notes=(
+                f"n: real/fake {level}s, {', '.join(n.values())}.",
+                "In brackets: the middle 95% of a bootstrap that draws whole videos.",
+                *never,
+            ),
+        )
 
 
 def _calibration(models: Models) -> Iterator[Table]:
