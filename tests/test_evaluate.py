@@ -17,7 +17,7 @@ from dfdetect.detector import Detector
 from dfdetect.domains import confusions
 from dfdetect.embedding import choose_crops
 from dfdetect.errors import DfdetectError
-from dfdetect.evaluate import evaluate
+from dfdetect.evaluate import evaluate, remeasure
 from dfdetect.manifest import read_samples, read_table, write_part
 from dfdetect.predictions import Predictions
 from dfdetect.presets import load_preset
@@ -122,7 +122,50 @@ def test_eval_writes_what_it_prints_and_predictions_reproduce_it(run, data, tmp_
     ]  # fmt: skip
     found = cell(result.cells, level="frame", quality="raw", manipulation="all")
     assert found.auc == pytest.approx(np.mean(pairs))
-    assert (tmp_path / "out/metrics.csv").read_text().count("\n") == len(result.cells) + 1
+    lines = list(csv.DictReader((tmp_path / "out/metrics.csv").open()))
+    assert [float(line["auc"]) for line in lines] == [c.auc for c in result.cells]
+    again = remeasure(tmp_path / "out")
+    assert again.as_json() == result.as_json()
+    assert again.predictions.rows == result.predictions.rows
+
+
+def test_what_prepare_lost_is_counted_and_costs_as_much_as_it_can(run, data, tmp_path, cli):
+    copy = tmp_path / "lossy"
+    shutil.copytree(data, copy)
+    with (copy / "failures.csv").open("a") as file:
+        file.write("x.mp4,x,0,real,no-face,no face,,test\ny.mp4,y,1,DF,error,cut short,,test\n")
+        file.write("z.mp4,z,1,DF,error,cut short,,train\n")
+    done = cli("eval", run, "--data", copy, "--device", "cpu", "--out", tmp_path / "out")
+    n = Counter(label for _, label in {(s.video_id, s.label) for s in read_samples(copy, "test")})
+    line = f"scored of lossy: {n[0]} of {n[0] + 1} real (1 without a face), {n[1]} of {n[1] + 1}"
+    assert line in " ".join(done.stdout.split())
+    (told,) = json.loads((tmp_path / "out/metrics.json").read_text())["coverage"]
+    everything = {c.quality: c for c in remeasure(tmp_path / "out").cells if c.level == "video"
+                  and c.manipulation == "all"}  # fmt: skip
+    for worst in told["worst_case"]:
+        share = n[0] * n[1] / ((n[0] + 1) * (n[1] + 1))  # every pair with a failure is lost
+        assert worst["auc"] == pytest.approx(everything[worst["quality"]].auc * share)
+    (copy / "failures.csv").unlink()
+    assert (
+        "nobody knows how much of it was scored" in evaluate(run, [copy], device="cpu").warnings[-1]
+    )
+
+
+def test_a_manipulation_called_like_a_summary_is_refused_before_the_work(run, data, tmp_path):
+    copy = tmp_path / "taken"
+    shutil.copytree(data, copy)
+    rows = [r | {"manipulation": "all"} if r["label"] else r for r in read_table(copy).to_pylist()]
+    for part in (copy / "manifest").glob("*"):
+        part.unlink()
+    write_part(copy, "all", rows)
+    with pytest.raises(DfdetectError, match="taken: a manipulation is called 'all'"):
+        evaluate(run, [copy], device="cpu", on_progress=pytest.fail)
+
+
+def test_results_that_eval_did_not_write_are_no_results(tmp_path):
+    with pytest.raises(DfdetectError, match=r"holds no predictions\.parquet") as caught:
+        remeasure(tmp_path)
+    assert caught.value.hint.startswith("write it with: dfdetect eval RUN --data DATA --out")
 
 
 def test_several_folders_are_measured_apart(run, data, tmp_path):

@@ -130,6 +130,12 @@ def eval_tables(result) -> RenderableType:
             "bootstrap of videos."
         )
     )
+    if any(cell.n_real < 100 for cell in cells):
+        parts.append(
+            Text(
+                "TPR at FPR 1 % of fewer than 100 reals (5 %: 20) is that without any false alarm."
+            )
+        )
     if any(cell.seen_in_training is False for cell in cells):
         together = any(cell.manipulation == "unseen" for cell in cells)
         parts.append(Text(f"{NEVER_TRAINED}{'; unseen: all of these together' * together}."))
@@ -156,11 +162,13 @@ def _eval_table(cells: Sequence, manipulations: Sequence[str]) -> Table:
         m: next(c for c in cells if c.manipulation == m and c.quality not in ("mean", "worst"))
         for m in manipulations
     }
+    summaries = ("mean", "worst")
+    n_apart = len({c.manipulation for c in cells} - {*summaries, "unseen", "all"})
     for m in manipulations:
         mark = " *" if single[m].seen_in_training is False else ""
-        table.add_column(
-            f"{printable(m)}{mark}\nn {single[m].n_real}/{single[m].n_fake}", justify="right"
-        )
+        n = f"n {single[m].n_real}/{single[m].n_fake}"
+        below = f"of {n_apart}" if m in summaries else n
+        table.add_column(f"{printable(m)}{mark}\n{below}", justify="right")
     qualities = list(dict.fromkeys(cell.quality for cell in cells))
     by_place = {(c.quality, c.manipulation): c for c in cells}
     for key, word in METRICS.items():
