@@ -29,6 +29,9 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from dfdetect.errors import DfdetectError, ExitCode
 
+CONNECT_S = 10
+"""How long a scheduler may take to answer."""
+
 Input = TypeVar("Input")
 
 
@@ -145,7 +148,7 @@ def run_on_cluster(
             ExitCode.ENVIRONMENT,
         ) from error  # fmt: skip
     try:
-        client = Client(address, timeout=10, set_as_default=False)
+        client = Client(address, timeout=CONNECT_S, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
         raise DfdetectError(
             f"{address}: no Dask scheduler answers ({error or type(error).__name__})",

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dfdetect import workers
 from dfdetect.errors import DfdetectError, ExitCode
 from dfdetect.files import sha256_of
 from dfdetect.prepare import PrepareRecipe, Running, prepare
@@ -178,7 +179,8 @@ def test_a_worker_with_other_versions_is_refused(cluster):
     assert error.value.exit_code == ExitCode.ENVIRONMENT
 
 
-def test_an_address_where_no_scheduler_answers_is_one_error():
+def test_an_address_where_no_scheduler_answers_is_one_error(monkeypatch):
+    monkeypatch.setattr(workers, "CONNECT_S", 1)
     with pytest.raises(DfdetectError, match="no Dask scheduler answers") as error:
         list(run_on_cluster(work, [("plain", 1)], "tcp://127.0.0.1:9", **LIMITS))
     assert error.value.exit_code == ExitCode.ENVIRONMENT
