@@ -93,7 +93,7 @@ class HeatMap(NamedTuple):
 
 
 class Line(NamedTuple):
-    """AUC of one method at each of the inputs' sides, px; each has a value."""
+    """AUC of one method at each of the inputs' sides, px."""
 
     title: str
     name: str
@@ -289,9 +289,9 @@ def draw_sizes(lines: Sequence[Line], caption: str) -> bytes:
     def panel(axes: Axes, here: Sequence[Line]) -> list:
         drawn = []
         for i, line in enumerate(here):
-            values = np.array([n.value for n in line.auc])
+            values = np.array([n.value for n in line.auc], float)  # NaN for None, which has no mark
             bounds = [[n.value if b is None else b for b in (n.low, n.high)] for n in line.auc]
-            low, high = np.array(bounds).T
+            low, high = np.array(bounds, float).T
             dodge = (i - (len(here) - 1) / 2) * 0.006 * max(line.sides)
             drawn.append(
                 axes.errorbar(
