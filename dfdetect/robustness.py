@@ -15,7 +15,7 @@ import numpy as np
 
 from dfdetect.cells import ALL, Cell, measure
 from dfdetect.corruptions import seen_in_training, seen_ranges
-from dfdetect.errors import DfdetectError, unknown
+from dfdetect.errors import DfdetectError, cell, unknown
 from dfdetect.predictions import Predictions, Words
 from dfdetect.quality import KINDS, Quality, ordered, parse_quality, quality_at
 from dfdetect.resampling import ROUNDS
@@ -68,7 +68,8 @@ class Robustness(NamedTuple):
 
     def rows(self) -> list[list[Any]]:
         """robustness.csv: a header and a row per point."""
-        return [list(asdict(self.points[0])), *(list(asdict(p).values()) for p in self.points)]
+        rows = [asdict(point) | {"data": cell(point.data)} for point in self.points]
+        return [list(rows[0]), *(list(row.values()) for row in rows)]
 
     def curves(self) -> Iterator[tuple[tuple[str, str, str], list[Point]]]:
         """((data, level, kind), points from raw to the worst) of each curve."""
@@ -176,11 +177,11 @@ def _quality(kind: str, level: Decimal, part: str) -> Quality:
 # --- points -----------------------------------------------------------------------------------
 
 
-def _point(kind: str, quality: Quality, cell: Cell, preset: Mapping[str, Any]) -> Point:
-    low, high = cell.intervals.get("auc", (None, None))
+def _point(kind: str, quality: Quality, found: Cell, preset: Mapping[str, Any]) -> Point:
+    low, high = found.intervals.get("auc", (None, None))
     is_raw = quality.kind == "raw"
     return Point(
-        cell.data, cell.split, kind, KINDS[kind].untouched if is_raw else quality.level,
-        quality.name, cell.level, cell.auc, low, high, cell.n_real, cell.n_fake,
-        seen_in_training(quality.name, preset), cell.reason,
+        found.data, found.split, kind, KINDS[kind].untouched if is_raw else quality.level,
+        quality.name, found.level, found.auc, low, high, found.n_real, found.n_fake,
+        seen_in_training(quality.name, preset), found.reason,
     )  # fmt: skip

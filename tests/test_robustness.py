@@ -1,12 +1,28 @@
 """--sweep: which qualities it asks for, the curves it gives, and how they are shown."""
 
+import io
+import json
+import re
+from dataclasses import replace
+
+import cv2
 import numpy as np
 import pytest
+from rich.console import Console
 
 from dfdetect.errors import DfdetectError
-from dfdetect.predictions import Predictions
+from dfdetect.evaluate import remeasure
+from dfdetect.predictions import Predictions, read_predictions
+from dfdetect.reports.curves import draw_curves
+from dfdetect.reports.table import robustness_tables
 from dfdetect.results import Prediction
-from dfdetect.robustness import measure_robustness, parse_sweep, qualities_of
+from dfdetect.robustness import (
+    Point,
+    Robustness,
+    measure_robustness,
+    parse_sweep,
+    qualities_of,
+)
 
 
 def names(text):
@@ -125,3 +141,100 @@ def test_folders_have_curves_of_their_own():
         "kind",
         "severity",
     ]
+
+
+# --- shown and written --------------------------------------------------------------------------
+
+
+def shown(table):
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(table)
+    return console.export_text()
+
+
+def test_the_table_has_a_row_for_each_level_and_marks_what_training_never_saw():
+    lines = shown(robustness_tables(measured())).splitlines()
+    cells = [[part.strip() for part in re.split("[┃│]", line)[1:-1]] for line in lines]
+    rows = {row[0]: row[1:] for row in cells if row}
+    assert "n 2/2 videos, 2/2 frames" in lines[0]
+    assert rows["crf"] == ["", "23", "40 *", "", ""] and rows["jpeg"] == ["", "95 *", "50", "", ""]
+    # raw, the levels, and of these mean and worst; the last of the rows of frames is jpeg's
+    assert rows["frame"] == ["1.000", "0.250", "0.000", "0.125", "0.000"]
+    assert "no video at this CRF" in " ".join(" ".join(lines).split())
+
+
+def test_long_curves_are_shown_at_seven_levels_with_both_ends():
+    points = [
+        Point("d", "test", "crf", crf, f"crf{crf}" if crf else "raw", "frame", 1 - crf / 100, None,
+              None, 5, 5, "no")
+        for crf in range(0, 52)
+    ]  # fmt: skip
+    text = shown(robustness_tables(Robustness("crf=1:51:1", {"crf": []}, points, None)))
+    (heads,) = [line for line in text.splitlines() if "│ crf" in line]
+    found = [int(level) for level in re.findall(r"(\d+) \*", heads)]
+    assert len(found) == 7 and (found[0], found[-1]) == (1, 51)
+    assert "0.740 │ 0.490" in text  # mean and worst of all 51: 1 - .26 and 1 - .51
+
+
+@pytest.mark.parametrize("auc", [0.9, None])
+def test_the_picture_shows_each_folder_and_kind(auc):
+    found = measured(("one", "=two"))
+    points = [replace(p, auc=auc) for p in found.points]
+    drawn = draw_curves(found._replace(points=points), "a model $x$")
+    one = draw_curves(found._replace(points=points[:12]), "a model $x$")
+    tall, short = (cv2.imdecode(np.frombuffer(png, np.uint8), 1).shape[0] for png in (drawn, one))
+    assert tall > 1.5 * short
+    assert found.rows()[13][0] == "'=two"  # a spreadsheet takes it for no formula
+
+
+def test_eval_scores_a_sweep_apart_from_its_own_qualities(run, data, tmp_path, cli):
+    out = tmp_path / "out"
+    options = ("--data", data, "--out", out, "--device", "cpu", "--rounds", "20")
+    swept = ("--qualities", "raw,c40", "--sweep", "scale=0.5/1,noise=8", "--face-sizes", "60,1000")
+    result = cli("eval", run, *options, *swept)
+    assert result.exit_code == 0, result.stderr
+    assert "AUC by corruption" in result.stdout and "AUC by width of the face" in result.stdout
+    metrics = json.loads((out / "metrics.json").read_text())
+    qualities = ["raw", "c40", "mean", "pooled", "worst"]
+    assert list(dict.fromkeys(c["quality"] for c in metrics["cells"])) == qualities
+    assert {c["faces"] for c in metrics["cells"]} == {"all", "60-1000 px"}  # of clips 256 px wide
+    facts = {f["quality"]: f for f in metrics["qualities"]}
+    assert {name: f["crops"] for name, f in facts.items()} == {
+        "raw": "stored", "c40": "stored", "scale0.5": "made of raw", "noise8": "made of raw",
+    }  # fmt: skip
+    assert facts["noise8"]["seen_in_training"] == "no" and facts["noise8"]["parameters"]["std"] == 8
+    points = metrics["robustness"]["points"]
+    assert [(p["kind"], p["quality"], p["severity"]) for p in points[:4]] == [
+        ("scale", "raw", 1), ("scale", "scale0.5", 0.5), ("noise", "raw", 0), ("noise", "noise8", 8)
+    ]  # fmt: skip
+    raw = {c["level"]: c for c in metrics["cells"]
+           if (c["quality"], c["manipulation"], c["faces"]) == ("raw", "all", "all")}  # fmt: skip
+    assert [p["auc"] for p in points if p["quality"] == "raw"] == [
+        raw[level]["auc"] for level in ("video", "video", "frame", "frame")
+    ]
+    stored = read_predictions(out / "robustness.parquet").folders()["prepared"]
+    assert stored.qualities == ["raw", "scale0.5", "noise8"]
+    assert (out / "robustness.csv").read_text().count("\n") == 1 + len(points)
+    again = json.loads(json.dumps(remeasure(out, rounds=20).as_json()))
+    assert {k: again[k] for k in again if k != "model"} == {
+        k: metrics[k] for k in metrics if k != "model"
+    }
+    plain = cli("eval", run, *options, "--qualities", "raw,c40")
+    assert plain.exit_code == 0 and not list(out.glob("robustness.*"))
+    alone = json.loads((out / "metrics.json").read_text())
+    assert alone["cells"] == [c for c in metrics["cells"] if c["faces"] == "all"]
+    assert alone["robustness"] is None
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "complaint"),
+    [
+        ("--sweep", "fog=1:2", "unknown kind in --sweep: 'fog'"),
+        ("--sweep", "jpeg=0:100", "--sweep jpeg=0:100: jpeg has no level 0"),
+        ("--face-sizes", "128,64", "--face-sizes 128,64: not widths in px that rise"),
+        ("--qualities", "crf60", "unknown quality 'crf60'"),
+    ],
+)
+def test_a_wrong_option_of_eval_is_an_error_of_input(run, data, cli, option, value, complaint):
+    result = cli("eval", run, "--data", data, option, value)
+    assert result.exit_code == 2 and complaint in result.stderr

@@ -332,7 +332,11 @@ def robustness_tables(found) -> RenderableType:
     curves = list(found.curves())
     for data in dict.fromkeys(data for (data, _, _), _ in curves):
         of_folder = {(level, kind): ps for (name, level, kind), ps in curves if name == data}
-        parts.append(_robustness_table(data, of_folder))
+        counts = {level: f"{ps[0].n_real}/{ps[0].n_fake}" for (level, _), ps in of_folder.items()}
+        n = ", ".join(f"{pair} {level}s" for level, pair in counts.items())
+        split = found.points[0].split
+        parts.append(Text(f"AUC by corruption, {printable(data)}, {split} split, n {n}"))
+        parts.append(_robustness_table(of_folder))
     notes = "levels from mild to severe, made of raw crops; mean and worst are of all levels"
     if any(p.seen == "no" for p in found.points):
         notes += "; * never trained on, nor an augmentation of the training"
@@ -341,12 +345,8 @@ def robustness_tables(found) -> RenderableType:
     return Group(*parts, Text(f"{notes}."))
 
 
-def _robustness_table(data: str, curves: Mapping[tuple[str, str], Sequence]) -> Table:
-    first = next(iter(curves.values()))[0]
-    counts = {level: f"{ps[0].n_real}/{ps[0].n_fake}" for (level, _), ps in curves.items()}
-    n = ", ".join(f"{pair} {level}s" for level, pair in counts.items())
-    title = f"AUC by corruption, {printable(data)}, {first.split} split, n {n}"
-    table = Table(title=title, title_justify="left")
+def _robustness_table(curves: Mapping[tuple[str, str], Sequence]) -> Table:
+    table = Table()
     width = min(LEVELS_SHOWN, max(len(points) for points in curves.values()) - 1)
     table.add_column("")
     for name in ("raw", *[""] * width, "mean", "worst"):
@@ -359,7 +359,7 @@ def _robustness_table(data: str, curves: Mapping[tuple[str, str], Sequence]) -> 
         blank = [""] * (width - len(shown))
         raw_mark = "*" if raw.seen == "no" else ""
         table.add_row(Text(kind, "bold"), raw_mark, *marks)
-        for level in counts:
+        for level in dict.fromkeys(level for level, _ in curves):
             raw, *points = curves[level, kind]
             known = [p.auc for p in points if p.auc is not None]
             summary = [mean(known), min(known)] if known else [None, None]
@@ -377,8 +377,9 @@ def face_tables(cells: Sequence) -> RenderableType:
     for data in dict.fromkeys(c.data for c in chosen):
         here = {(c.level, c.quality, c.faces): c for c in chosen if c.data == data}
         strata = list(dict.fromkeys(faces for _, _, faces in here))
-        title = f"AUC by width of the face, {printable(data)}, {chosen[0].split} split"
-        table = Table(title=title, title_justify="left")
+        split = chosen[0].split
+        parts.append(Text(f"AUC by width of the face, {printable(data)}, {split} split"))
+        table = Table()
         for name in ("level", "quality"):
             table.add_column(name)
         for name in strata:
@@ -400,7 +401,7 @@ def _auc_with_interval(cell) -> str:
     if cell is None or cell.auc is None:
         return "-"
     bounds = cell.intervals.get("auc")
-    return f"{cell.auc:.3f}" + (f" ({bounds[0]:.2f}-{bounds[1]:.2f})" if bounds else "")
+    return f"{cell.auc:.3f}" + (f" ({bounds[0]:.2f}..{bounds[1]:.2f})" if bounds else "")
 
 
 def verdict_panel(verdict) -> Panel:
