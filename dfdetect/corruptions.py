@@ -116,7 +116,7 @@ def parameters(quality: Quality) -> dict[str, Any]:
         return {"kind": "raw"}
     if quality.kind == "jpeg":
         level = [quality.level, quality.level_to] if quality.is_range else quality.level
-        drawn = {"drawn": "uniformly by SHA-256 of the sample id"} if quality.is_range else {}
+        drawn = {"drawn": _DRAWN} if quality.is_range else {}
         return {"kind": "jpeg", "quality": level, "chroma": "4:2:0", "encoder": "libjpeg", **drawn}
     exactly: dict[str, dict[str, Any]] = {
         "h264": {"crf": quality.level, "of": "the whole video", **_X264},
@@ -130,6 +130,7 @@ def parameters(quality: Quality) -> dict[str, Any]:
     return {"kind": quality.kind, **exactly[quality.kind]}
 
 
+_DRAWN = "lowest + first 8 bytes of SHA-256 of the sample id, modulo the number of qualities"
 _X264 = {"encoder": "libx264", "preset": "medium", "pix_fmt": "yuv420p", "threads": 1}
 
 

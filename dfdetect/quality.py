@@ -119,7 +119,7 @@ def parse_qualities(names: str | Iterable[str], made: bool = False) -> tuple[Qua
         if quality.kind not in STORED:
             of_videos = f"; c{quality.level} is H.264 of the whole video"
             raise DfdetectError(
-                f"{quality.name}: is never stored", hint + of_videos * (quality.kind == "crf")
+                f"{quality.name} is never stored", hint + of_videos * (quality.kind == "crf")
             )
     return parsed
 

@@ -171,7 +171,9 @@ def _quality(kind: str, level: Decimal, part: str) -> Quality:
     try:
         return quality_at(kind, float(level))
     except DfdetectError as error:
-        raise DfdetectError(f"--sweep {part}: {kind} has no level {level:f}", error.hint) from error
+        raise DfdetectError(
+            f"--sweep {part}: {kind} has no level {level:f}", f"{kind} is {KINDS[kind].meaning}"
+        ) from error
 
 
 # --- points -----------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ def test_a_range_is_taken_only_where_pictures_are_made_one_by_one():
 @pytest.mark.parametrize("name", ["crf23", "scale0.5", "blur1.5", "noise8"])
 def test_what_is_made_of_crops_is_never_stored(name):
     assert parse_qualities(f"raw,{name}", made=True)[1].name == name
-    with pytest.raises(DfdetectError, match=f"{name}: is never stored") as caught:
+    with pytest.raises(DfdetectError, match=f"{name} is never stored") as caught:
         parse_qualities(f"raw,{name}")
     assert f"prepare raw, from which train and eval make {name}" in caught.value.hint
     assert ("c23 is H.264 of the whole video" in caught.value.hint) == (name == "crf23")

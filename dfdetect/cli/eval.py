@@ -42,9 +42,8 @@ def eval_(
         str | None,
         typer.Option(
             metavar="KIND=LEVELS,...",
-            help="Curves of AUC against severity, as crf=0:51:8,jpeg=20:100:20,scale=0.25:1: from, "
-            "to, step (default: five levels), or a list as blur=0.5/1/2. Kinds: crf, jpeg, scale, "
-            "blur, noise.",
+            help="Curves of AUC against severity, as crf=0:51:8 (from, to, step), scale=0.25:1 "
+            "(five levels), blur=0.5/1/2 (a list). Kinds: crf, jpeg, scale, blur, noise.",
             rich_help_panel=INPUT,
         ),
     ] = None,
