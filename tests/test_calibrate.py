@@ -36,7 +36,7 @@ from dfdetect.metrics import (
 from dfdetect.predictions import Predictions, read_predictions, write_predictions
 from dfdetect.prepare import PrepareRecipe, prepare
 from dfdetect.presets import load_preset
-from dfdetect.results import Prediction, sigmoid
+from dfdetect.results import Prediction, sigmoid, video_scores
 from dfdetect.scanning import Scanner
 from dfdetect.training_data import load_training_data
 from dfdetect.validation import at_worst_quality, calibrated_decision
@@ -508,6 +508,20 @@ def test_predictions_come_back_as_they_were_written(run, data, folds):
     assert found.rows == evaluate(run, [data], device="cpu").predictions.rows
     assert found.model["preset"] == read_info(run).preset
     assert found.model["sha256"] == load_checkpoint(run, "cpu").sha256
+
+
+def test_eval_measures_the_videos_of_a_calibrated_model_before_and_after(calibrated, run, data):
+    result = evaluate(calibrated, [data], device="cpu", rounds=0)
+    found = {c.quality: c for c in result.calibration}["raw"]
+    calibration = read_info(calibrated).calibration
+    at_raw = [p for p in result.predictions.rows["prepared"] if p.quality == "raw"]
+    _, scores, labels = video_scores(at_raw)
+    after = Sigmoid(calibration.slope, calibration.intercept).at(0.5, score_logit(scores))
+    assert found.before.brier == pytest.approx(np.mean((scores - labels) ** 2))
+    assert found.after.brier == pytest.approx(np.mean((after - labels) ** 2))
+    assert (found.n_real, found.n_fake) == ((labels == 0).sum(), labels.sum())
+    plain = evaluate(run, [data], device="cpu", rounds=0)
+    assert {c.after for c in plain.calibration} == {None}
 
 
 def test_what_sisters_predicted_is_fitted_as_a_model_s_own_scores_are(whole, folds, data):
