@@ -127,7 +127,7 @@ def report(
         for name, (folder, result) in zip(_names(results), results.items(), strict=True)
     }
     several = len(models) > 1
-    title = f"{len(models)} models" if several else f"Results of {next(iter(models))}"
+    title = f"Results of {f'{len(models)} models' if several else next(iter(models))}"
     tables = tables_of({name: m.result for name, m in models.items()})
     warnings = [*_warnings(models), *_different_items(models)]
     drawn = list(_drawn(models, sweeps))
@@ -135,7 +135,7 @@ def report(
     for name, m in models.items():
         figures += _of_eval(m.folder, f"{name}: " if several else "")
     facts = [_facts(name, m) for name, m in models.items()]
-    commands = [_eval_command(m) for m in models.values()] + [shlex.join(command)]
+    commands = [*map(_eval_command, models.values()), *([shlex.join(command)] if command else [])]
     files: dict[str, str | bytes] = {
         "tables.md": as_markdown(title, tables),
         "tables.tex": as_latex(tables),
@@ -191,7 +191,7 @@ def _warnings(models: Mapping[str, Measured]) -> Iterator[str]:
 
 def _different_items(models: Mapping[str, Measured]) -> Iterator[str]:
     """Folders of which not all models scored the same crops."""
-    items: dict[str, set[frozenset]] = {}
+    items: dict[str, set[int]] = {}
     for m in models.values():
         table = m.result.predictions.table
         crops = zip(*(table[c].to_pylist() for c in ("data", "sample_id", "quality")), strict=True)
@@ -199,7 +199,7 @@ def _different_items(models: Mapping[str, Measured]) -> Iterator[str]:
         for data, *crop in crops:
             by_data.setdefault(data, []).append(tuple(crop))
         for data, found in by_data.items():
-            items.setdefault(data, set()).add(frozenset(found))
+            items.setdefault(data, set()).add(hash(frozenset(found)))
     for data, sets in items.items():
         if len(sets) > 1:
             yield (
@@ -446,7 +446,8 @@ def _unseeded(cell: str) -> str:
 
 def _rest(row: Row, options: Sequence[str]) -> str:
     """What tells a cell from others beside `options`: the rest of its name, or its preset."""
-    shorts = tuple(f"{option.rpartition('.')[2]}=" for option in options)
+    names = [name for option in options for name in (option, option.rpartition(".")[2])]
+    shorts = tuple(f"{name}=" for name in names)
     parts = [p for p in _unseeded(row["cell"]).split(",") if not p.startswith(shorts)]
     return ", ".join(parts) or Path(row["preset"]).stem
 
@@ -468,7 +469,7 @@ def _maps(rows: Sequence[Row], axes: Sequence[str], where: str) -> Iterator[Heat
 def _lines(rows: Sequence[Row], where: str) -> Iterator[Line]:
     for rest in dict.fromkeys(_rest(row, ["image_size"]) for row in rows):
         found = {
-            int(row["image_size"]): _number(row)
+            int(float(row["image_size"])): _number(row)
             for row in rows if _rest(row, ["image_size"]) == rest
         }  # fmt: skip
         sides = sorted(found)

@@ -4,6 +4,7 @@ stranger changes a document."""
 import csv
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -146,6 +147,79 @@ def test_tracks_have_tables_only_where_a_video_has_several(tmp_path):
         tables = tables_of({"tiny": remeasure(folder, rounds=0)})
         levels.append({table.level for table in tables})
     assert levels == [{"video", "frame"}, {"video", "track", "frame"}]
+
+
+def table_of(tables, title, level="video"):
+    (found,) = [t for t in tables if t.title.startswith(title) and t.level == level]
+    return found
+
+
+def test_a_model_without_some_qualities_or_a_class_has_dashes_there(tmp_path):
+    rows = {
+        "both": {"d": predictions(3), "reals": predictions(3, fakes=())},
+        "raw alone": {"d": predictions(3, qualities=("raw",))},
+    }
+    results = {name: remeasure(write_eval(tmp_path / name, of), 0) for name, of in rows.items()}
+    tables = tables_of(results)
+    by_data = table_of(tables, "By dataset")
+    raw = cell_of(results["raw alone"], data="d", level="video", quality="raw", manipulation="all")
+    (row,) = [row for row in by_data.rows if row[:2] == ("AUC", "raw alone")]
+    assert row[2:4] == (Number(raw.auc), Number(None))
+    (row,) = [r for r in table_of(tables, "d by quality, ranking").rows
+              if r[:2] == ("AUC", "raw alone")]  # fmt: skip
+    assert [number.value is None for number in row[2:]] == [False] + 4 * [True]
+    empty = table_of(tables, "reals by quality, ranking")
+    assert ("AUC", "both", *[Number(None)] * 5) in empty.rows
+    assert any(note.startswith("Empty: no fake videos") for note in empty.notes)
+
+
+def test_what_was_not_scored_has_a_table_and_the_worst_case(tmp_path):
+    folder = write_eval(tmp_path, {"d": predictions(3, fakes=("swap",))})
+    inputs = {"n_no_face": 0, "n_unreadable": 1}
+    lost = {"data": "d", "real": inputs, "fake": {"n_no_face": 2, "n_unreadable": 0}}
+    metrics = json.loads((folder / "metrics.json").read_text())
+    write_json(folder / "metrics.json", metrics | {"coverage": [lost]})
+    tables = tables_of({"tiny": remeasure(folder, rounds=0)})
+    assert table_of(tables, "How much was scored").rows == (
+        ("d", "tiny", "real", "4", "3", "0", "1"), ("d", "tiny", "fake", "5", "3", "2", "0"),
+    )  # fmt: skip
+    worst = table_of(tables, "With what has no score").rows[-1]
+    ours = cell_of(remeasure(folder, 0), level="video", quality="pooled", manipulation="all")
+    assert worst[:3] == ("d", "pooled", "tiny") and worst[3].value < ours.auc
+
+
+def test_corruptions_are_rows_of_a_table_and_models_its_columns(made):
+    point = {"data": "ffpp", "split": "test", "level": "video", "n_real": 8, "n_fake": 16}
+    points = [
+        SimpleNamespace(**point, kind=kind, quality=quality, auc=auc, low=0.1, high=0.9, seen=seen)
+        for kind, quality, auc, seen in (
+            ("crf", "raw", 0.8, "trained"), ("crf", "crf40", 0.6, "no"),
+            ("blur", "blur1", 0.7, "no"),
+        )
+    ]  # fmt: skip
+    (result, _) = made.measured.values()
+    with_curves = result._replace(robustness=SimpleNamespace(points=points))
+    short = result._replace(robustness=SimpleNamespace(points=points[:1]))
+    table = table_of(tables_of({"a": with_curves, "b": short}), "ffpp by corruption")
+    assert table.headings == ("corruption", "quality", "a", "b")
+    assert table.rows[0] == ("crf", "raw", Number(0.8, 0.1, 0.9), Number(0.8, 0.1, 0.9))
+    assert table.rows[1] == ("crf", "crf40 *", Number(0.6, 0.1, 0.9), Number(None))
+    assert "n: real/fake videos, a 8/16, b 8/16." in table.notes
+    as_csv([table])
+
+
+def test_widths_of_faces_are_columns(made):
+    (result, _) = made.measured.values()
+    cells = [
+        replace(c, faces=faces, auc=auc)
+        for c in result.cells if c.manipulation == "all" and c.quality == "pooled"
+        for faces, auc in (("<64 px", 0.6), (">=64 px", 0.8))
+    ]  # fmt: skip
+    tables = tables_of({"a": result._replace(cells=result.cells + cells)})
+    table = table_of(tables, "ffpp by width of the face")
+    assert table.headings == ("metric", "model", "<64 px", ">=64 px", "all")
+    (row,) = [row for row in table.rows if row[0] == "AUC"]
+    assert [number.value for number in row[2:4]] == [0.6, 0.8]
 
 
 # --- documents ---------------------------------------------------------------------------------

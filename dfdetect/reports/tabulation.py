@@ -64,20 +64,22 @@ class _Folder(NamedTuple):
     @property
     def together(self) -> str:
         """What the cells of all manipulations are of, in words."""
-        several = len(self.manipulations) > 1
-        return "all manipulations together" if several else self.manipulations[0]
+        return (
+            self.manipulations[0] if len(self.manipulations) == 1 else "all manipulations together"
+        )
 
     @property
     def qualities(self) -> list[str]:
         return ordered([q for q in self.values(1) if q not in SUMMARIES])
 
-    @property
-    def overall(self) -> str:
-        """What stands for all qualities."""
-        return POOLED if POOLED in self.values(1) else self.qualities[0]
+    def overall(self, model: str, faces: str = ALL) -> Cell | None:
+        """The cell of all manipulations and of what stands for all qualities of the model."""
+        found = {q: c for (m, q, *place), c in self.by_place.items()
+                 if m == model and place == [ALL, faces]}  # fmt: skip
+        return found.get(POOLED) or next(iter(found.values()), None)
 
-    def at(self, model: str, quality: str, manipulation: str, faces: str = ALL) -> Cell | None:
-        return self.by_place.get((model, quality, manipulation, faces))
+    def at(self, model: str, quality: str, manipulation: str) -> Cell | None:
+        return self.by_place.get((model, quality, manipulation, ALL))
 
 
 def tables_of(models: Models) -> list[Table]:
@@ -123,7 +125,7 @@ def _has_more_tracks(folder: _Folder, cells: Sequence[Cell]) -> bool:
 
 
 def _by_folder(folders: Sequence[_Folder], models: Sequence[str]) -> Iterator[Table]:
-    columns = [_Column(f.data, lambda _, model, f=f: f.at(model, f.overall, ALL)) for f in folders]
+    columns = [_Column(f.data, lambda _, model, f=f: f.overall(model)) for f in folders]
     qualities = list(dict.fromkeys(quality for f in folders for quality in f.qualities))
     title = "By dataset, all manipulations together"
     yield from _grid(folders[0], title, _pooled(qualities), RANKING, [""], models, columns)
@@ -144,15 +146,14 @@ def _of_folder(folder: _Folder, models: Sequence[str]) -> Iterator[Table]:
         _Column(m, lambda q, model, m=m: folder.at(model, q, m), lambda c: c.seen_in_training)
         for m in [*folder.manipulations, *(summed if len(folder.manipulations) > 1 else [])]
     ]
-    rows = [*folder.qualities, *([POOLED] if folder.overall == POOLED else [])]
+    rows = [*folder.qualities, *([POOLED] if POOLED in folder.values(1) else [])]
     yield from _grid(
         folder, f"{folder.data} by manipulation", several, RANKING, rows, models, columns
     )
     strata = [faces for faces in folder.values(3) if faces != ALL]
     if strata:
         columns = [
-            _Column(f, lambda _, model, f=f: folder.at(model, folder.overall, ALL, f))
-            for f in (*strata, ALL)
+            _Column(f, lambda _, model, f=f: folder.overall(model, f)) for f in (*strata, ALL)
         ]
         title = f"{folder.data} by width of the face in its source, {folder.together}"
         pooled = _pooled(folder.qualities)
@@ -172,20 +173,13 @@ def _robustness(models: Models) -> Iterator[Table]:
     }  # fmt: skip
     names = list(dict.fromkeys(place[-1] for place in points))
     for split, level, data in dict.fromkeys(place[:3] for place in points):
-        kinds = dict.fromkeys(place[3:5] for place in points if place[:3] == (split, level, data))
-        here = {
-            (*row, name): p
-            for row in kinds
-            for name in names
-            if (p := points.get((split, level, data, *row, name)))
-        }
-        new = {place[:2] for place, p in here.items() if p.seen == "no"}
-        rows = [
-            (kind, quality + " *" * ((kind, quality) in new),
-             *(Number(p.auc, p.low, p.high) if (p := here.get((kind, quality, name))) else
-               Number(None) for name in names))
-            for kind, quality in kinds
-        ]  # fmt: skip
+        here = {place[3:]: p for place, p in points.items() if place[:3] == (split, level, data)}
+        new = {(kind, quality) for (kind, quality, _), p in here.items() if p.seen == "no"}
+        rows = []
+        for kind, quality in dict.fromkeys(place[:2] for place in here):
+            found = [here.get((kind, quality, name)) for name in names]
+            numbers = [Number(p.auc, p.low, p.high) if p else Number(None) for p in found]
+            rows.append((kind, quality + " *" * ((kind, quality) in new), *numbers))
         n = {name: f"{name} {p.n_real}/{p.n_fake}" for (*_, name), p in here.items()}
         never = ["* a model here never trained on it, nor augmented by it."] if new else []
         yield Table(
@@ -286,6 +280,8 @@ def _grid(
 ) -> Iterator[Table]:  # fmt: skip
     """A part for how many there were and for each metric, in it a row for each of the qualities
     `rows` and each model; as many tables as `columns` take."""
+    if not columns:
+        return
     lines = [_Line(row, model) for row in rows for model in models]
     keys = ("metric", "quality", "model") if len(rows) > 1 else ("metric", "model")
     n_tables = -(-len(columns) // MOST_COLUMNS)
