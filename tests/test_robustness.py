@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from dfdetect.cells import measure
 from dfdetect.errors import DfdetectError
-from dfdetect.evaluate import remeasure
+from dfdetect.evaluate import EvalResult, remeasure
 from dfdetect.predictions import Predictions, read_predictions
 from dfdetect.reports.curves import draw_curves
-from dfdetect.reports.table import robustness_tables
+from dfdetect.reports.table import eval_tables, robustness_tables
 from dfdetect.results import Prediction
 from dfdetect.robustness import (
     Point,
@@ -97,14 +98,18 @@ SCORES = {  # of reals r s, and of a fake of each of two manipulations: 4, 3, 2,
 }  # fmt: skip
 
 
-def measured(folders=("data",), rounds=20):
-    rows = [
+def prediction_rows():
+    return [
         row(video, manipulation, quality, score)
         for quality, scores in SCORES.items()
         for video, manipulation, score in zip(
             "rsab", ("real", "real", "DF", "FS"), scores, strict=True
         )
     ]
+
+
+def measured(folders=("data",), rounds=20):
+    rows = prediction_rows()
     predictions = Predictions.of({"preset": PRESET, "threshold": 0.5}, dict.fromkeys(folders, rows))
     return measure_robustness(predictions, "crf=23/40,jpeg=50/95", "test", rounds)
 
@@ -174,6 +179,16 @@ def test_long_curves_are_shown_at_seven_levels_with_both_ends():
     found = [int(level) for level in re.findall(r"(\d+) \*", heads)]
     assert len(found) == 7 and (found[0], found[-1]) == (1, 51)
     assert "0.740 │ 0.490" in text  # mean and worst of all 51: 1 - .26 and 1 - .51
+
+
+def test_tables_of_eval_mark_the_qualities_that_training_never_saw():
+    rows = [p for p in prediction_rows() if p.quality in ("raw", "j95")]
+    predictions = Predictions.of({"threshold": 0.5}, {"data": rows})
+    seen = {"raw": True, "j95": False}
+    cells = measure(predictions.folders(), "test", 0.5, rounds=0, quality_seen=seen)
+    text = shown(eval_tables(EvalResult(predictions, cells, [])))
+    assert "│ j95 *" in text and "│ raw  " in text and "pooled *" not in text
+    assert "* beside a quality: never trained on" in text
 
 
 @pytest.mark.parametrize("auc", [0.9, None])

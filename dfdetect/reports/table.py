@@ -31,6 +31,7 @@ STATUS_STYLE = {"OK": "green", "WARN": "bold yellow", "FAIL": "bold red", "unche
 IDS_SHOWN = 3
 DOMAINS_SHOWN = 3
 NEVER_TRAINED = "* never trained on a manipulation of this name"
+NEVER_SEEN = "* beside a quality: never trained on, nor an augmentation of the training"
 SPLIT_NOTE = {
     "test": ("The test split: figures to report. Choose nothing by them, or they are no longer "
              "those of unseen videos; to choose, sweep with split: val.", "bold yellow"),
@@ -139,6 +140,8 @@ def eval_tables(result) -> RenderableType:
     if any(cell.seen_in_training is False for cell in cells):
         together = any(cell.manipulation == "unseen" for cell in cells)
         parts.append(Text(f"{NEVER_TRAINED}{'; unseen: all of these together' * together}."))
+    if any(cell.quality_seen is False for cell in cells):
+        parts.append(Text(f"{NEVER_SEEN}."))
     return Group(*parts)
 
 
@@ -174,7 +177,8 @@ def _eval_table(cells: Sequence, manipulations: Sequence[str]) -> Table:
     for key, word in METRICS.items():
         for quality in qualities:
             shown = [_figure(by_place[quality, m], key, key == "auc") for m in manipulations]
-            table.add_row(word, quality, *shown, end_section=quality == qualities[-1])
+            name = _quality_name(by_place[quality, manipulations[0]])
+            table.add_row(word, name, *shown, end_section=quality == qualities[-1])
     return table
 
 
@@ -189,8 +193,12 @@ def _figures_table(data: str, cells: Sequence, levels: Sequence[str]) -> Table:
         of_level = [c for c in cells if (c.level, c.manipulation) == (level, "all")]
         for cell in of_level:
             shown = [_figure(cell, key) for key in FIGURES]
-            table.add_row(level, cell.quality, *shown, end_section=cell is of_level[-1])
+            table.add_row(level, _quality_name(cell), *shown, end_section=cell is of_level[-1])
     return table
+
+
+def _quality_name(cell) -> str:
+    return cell.quality + " *" * (cell.quality_seen is False)
 
 
 def _figure(cell, key: str, with_interval: bool = False) -> str:
@@ -339,7 +347,7 @@ def robustness_tables(found) -> RenderableType:
         parts.append(_robustness_table(of_folder))
     notes = "levels from mild to severe, made of raw crops; mean and worst are of all levels"
     if any(p.seen == "no" for p in found.points):
-        notes += "; * never trained on, nor an augmentation of the training"
+        notes += f"; {NEVER_SEEN.replace('quality', 'level')}"
     if any(p.kind == "crf" for p in found.points):
         notes += ". crf is H.264 of the crop alone, one intra-coded picture: no video at this CRF"
     return Group(*parts, Text(f"{notes}."))
