@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.stats import norm
 
 from dfdetect.cells import ALL, MEAN, POOLED, WORST, Cell, entries_of
 from dfdetect.errors import DfdetectError
@@ -20,6 +21,7 @@ from dfdetect.metrics import roc
 from dfdetect.predictions import Columns
 from dfdetect.reports.documents import Number, Table, as_csv, as_latex, as_markdown
 from dfdetect.reports.plots import (
+    LEAST_RATE,
     MOST_LINES,
     Curve,
     HeatMap,
@@ -53,7 +55,7 @@ FROM_EVAL = {
 """Figures that eval draws, the files of their data, and what they show."""
 SWEEP = "sweep.csv"
 MOST_VERTICES = 1000
-"""Of a curve; of more, those spread evenly along it."""
+"""Of a curve; of more, those spread evenly along it, half of them along its DET."""
 N_BINS = 25
 """Of a histogram."""
 
@@ -348,11 +350,17 @@ def _curve(place: Place, rows: Columns, cell: Cell) -> Curve:
     entries = _entries(rows, place)
     fpr, tpr, threshold = roc(entries.rank, entries.label)
     if len(fpr) > MOST_VERTICES:
-        along = np.cumsum(np.hypot(np.diff(fpr, prepend=0), np.diff(tpr, prepend=0)))
-        kept = np.unique(np.searchsorted(along, np.linspace(0, along[-1], MOST_VERTICES)))
+        deviates = (norm.ppf(np.clip(rate, LEAST_RATE, 1 - LEAST_RATE)) for rate in (fpr, tpr))
+        kept = np.union1d(_spread(fpr, tpr), _spread(*deviates))
         fpr, tpr, threshold = fpr[kept], tpr[kept], threshold[kept]
     auc = Number(cell.auc, *cell.intervals.get("auc", (None, None)))
     return Curve(place, cell.n_real, cell.n_fake, auc, threshold, fpr, tpr)
+
+
+def _spread(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Numbers of vertices evenly along a curve, half of MOST_VERTICES, its ends among them."""
+    along = np.cumsum(np.hypot(np.diff(x, prepend=x[0]), np.diff(y, prepend=y[0])))
+    return np.searchsorted(along, np.linspace(0, along[-1], MOST_VERTICES // 2))
 
 
 def _histograms(models: Mapping[str, Measured]) -> list[Histogram]:

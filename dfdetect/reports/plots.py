@@ -33,6 +33,8 @@ MOST_LINES = len(COLOURS)
 """Lines in one panel."""
 RATES = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 0.995, 0.999)
 """Where a DET curve's axes may have a tick."""
+LEAST_RATE = RATES[0] / 2
+"""Where they begin at the least; they end at 1 less it."""
 PALE, DARK = "#d9e6f2", "#333333"
 N_MARKS = 6
 """Shapes along a curve."""
@@ -171,7 +173,7 @@ def draw_det(curves: Sequence[Curve], caption: str) -> bytes:
     from scipy.stats import norm
 
     def panel(axes: Axes, here: Sequence[Curve]) -> list:
-        least = max(min(0.5 / min(c.n_real, c.n_fake) for c in here), RATES[0] / 2)
+        least = max(min(0.5 / min(c.n_real, c.n_fake) for c in here), LEAST_RATE)
         least = min(least, 0.05)
         ticks = [rate for rate in RATES if least <= rate <= 1 - least]
         edges = norm.ppf((least, 1 - least))
