@@ -111,7 +111,7 @@ def as_markdown(title: str, tables: Sequence[Table]) -> str:
         lines += [[markdown(entry) for entry in row] for row in table.rows]
         parts += [
             f"## {markdown(table.title)}",
-            f"{markdown(table.about)}.".capitalize(),
+            f"{markdown(table.about[:1].upper() + table.about[1:])}.",
             "\n".join(f"| {' | '.join(line)} |" for line in lines),
             "\n".join(f"- {markdown(note)}" for note in table.notes),
         ]
@@ -130,7 +130,7 @@ _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
     "%": r"\%", "_": r"\_", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}",
-    "[": "{[}", "]": "{]}", "*": "{*}",
+    "[": "{[}", "*": "{*}",
 }  # fmt: skip
 """Beside what is special everywhere, what is so after a line's end or beside its like."""
 
