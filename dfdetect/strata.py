@@ -65,7 +65,9 @@ def measure_faces(
         widths = {data: _widths(columns, level) for data, columns in folders.items()}
         for name, low, high in strata_of(edges):
             inside = {data: (px >= low) & (px < high) for data, px in widths.items()}
-            chosen = {data: folders[data].where(rows) for data, rows in inside.items() if rows.any()}
+            chosen = {
+                data: folders[data].where(rows) for data, rows in inside.items() if rows.any()
+            }
             if chosen:
                 cells += measure(
                     chosen, split, threshold, trained, rounds, [level], name, quality_seen
