@@ -85,7 +85,8 @@ class Value:
     """One number of the paper and ours, in the table's unit; None where there is none.
 
     `low` and `high` bound the middle 95 % of a bootstrap of videos, `reason` says why there is no
-    number. n counts frames or videos.
+    number, `evals` where the measurements lie, `warnings` what eval said of them. n counts frames
+    or videos.
     """
 
     row: str
@@ -100,6 +101,7 @@ class Value:
     n_fake: int | None = None
     reason: str = ""
     evals: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -495,15 +497,14 @@ class _Plan:
             if status != "finished":
                 return replace(place, status=status, reason=reason)
         place = replace(place, status="finished")
-        if len(tests) > 1:
-            found = self._joint(tests)
-        else:
-            content = read_json(self.eval_folder(tests[0]) / "metrics.json")
-            found = _found(content, about, self.table)
+        contents = [read_json(self.eval_folder(test) / "metrics.json") for test in tests]
+        found = self._joint(tests) if len(tests) > 1 else _found(contents[0], about, self.table)
+        warnings = dict.fromkeys(warning for c in contents for warning in c["warnings"])
         numbers = (found.ours, found.low, found.high)
         ours, low, high = (n if n is None else n * self.table.factor for n in numbers)
         return replace(place, ours=ours, low=low, high=high, n_real=found.n_real,
-                       n_fake=found.n_fake, reason=found.reason)  # fmt: skip
+                       n_fake=found.n_fake, reason=found.reason,
+                       warnings=tuple(warnings))  # fmt: skip
 
     def _average(self, values: Sequence[Value], paper: float | None) -> Value:
         """The mean of a row. Its interval takes the columns as drawn independently."""
@@ -696,21 +697,26 @@ def _make_part(whole: Path, data: DataName, part: Path) -> None:
     pq.write_table(rows, buffer, compression="zstd")
     write_whole(part / "manifest" / "part.parquet", buffer.getvalue())
     shutil.copyfile(whole / "prepare.json", part / "prepare.json")
-    _part_of_failures(whole, part, set(data.manipulations))
+    _part_of_failures(whole, part, set(data.manipulations), set(datasets.to_pylist()))
     crops = part / "faces"
     if not crops.is_symlink():
         crops.symlink_to((whole / "faces").resolve())
 
 
-def _part_of_failures(whole: Path, part: Path, manipulations: set[str]) -> None:
+def _part_of_failures(whole: Path, part: Path, manipulations: set[str], datasets: set[str]) -> None:
     """failures.csv of the videos that the part is of."""
     if not (whole / "failures.csv").exists():
         return
     with (whole / "failures.csv").open(encoding="utf-8", newline="") as file:
-        heading, *rows = csv.reader(file)
-    column = heading.index("manipulation")
-    kept = [row for row in rows if row[column] in manipulations | {"real"}]
-    write_whole(part / "failures.csv", _lines([heading, *kept]))
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    kept = [
+        row for row in rows
+        if row["manipulation"] in manipulations | {"real"}
+        and row["video_id"].partition("/")[0] in datasets
+    ]  # fmt: skip
+    names = list(reader.fieldnames or ())
+    write_whole(part / "failures.csv", _lines([names, *(list(row.values()) for row in kept)]))
 
 
 # --- numbers ---------------------------------------------------------------------------------

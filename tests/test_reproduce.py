@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import traceback
 from types import SimpleNamespace
@@ -209,6 +210,14 @@ def test_an_average_is_that_of_its_columns(made):
     assert average.low <= average.ours <= average.high and average.paper == 98.73
 
 
+@pytest.mark.skipif("DFDETECT_SMOKE" not in os.environ, reason="set DFDETECT_SMOKE; takes minutes")
+def test_every_cell_of_every_table_runs_at_smoke_scale(trees, tmp_path, here):
+    for name in NAMES:
+        result = reproduce(load_table(name), trees, tmp_path / "out", [], "smoke", ["cpu"])
+        assert {v.name for v in result.values if v.evals and v.ours is None} == set()
+        assert (result.table.figure is None) == (len(result.files) == 3)
+
+
 def test_quoted_rows_and_missing_methods_are_never_trained(made):
     _, _, results = made
     statuses = {v.row: v.status for v in results["qad-table3"].values if v.column == "NT"}
@@ -289,6 +298,14 @@ def test_what_is_finished_is_not_done_again(made, monkeypatch):
     assert again.values == results["did-table2"].values
 
 
+def test_what_eval_warns_of_stands_below_the_table(made):
+    _, out, results = made
+    told = one(results["did-fig4"], "alpha=1@AUC").warnings
+    warning = "celebdf@raw+smoke: the model never trained on the manipulations Celeb-synthesis"
+    assert warning in told
+    assert "Celeb-synthesis" in (out / "did-fig4.md").read_text()
+
+
 def test_a_cell_that_fails_is_listed_and_the_others_are_done(made, cli, monkeypatch):
     trees, out, _ = made
 
@@ -360,7 +377,7 @@ def test_only_some_fakes_of_a_source_and_few_videos_of_it_are_listed(trees):
     assert [(v.split, v.manipulation) for v in videos] == [
         (split, name) for name in ("FaceSwap", "real") for split in ("train", "val", "test")
     ]
-    with pytest.raises(DfdetectError, match="unknown manipulation of .*/ffpp: 'FaceSwop'"):
+    with pytest.raises(DfdetectError, match=r"unknown manipulation of .*/ffpp: 'FaceSwop'"):
         list_source("ffpp", trees / "ffpp", DatasetOptions(manipulations=("FaceSwop",)))
 
 
@@ -368,7 +385,8 @@ def test_only_some_fakes_of_a_source_and_few_videos_of_it_are_listed(trees):
 
 
 def test_without_a_name_everything_is_listed(cli):
-    names = {row["name"]: row["data"] for row in json.loads(cli("reproduce", "--json").stdout)}
+    listed = json.loads(cli("reproduce", "--json").stdout)["tables"]
+    names = {row["name"]: row["data"] for row in listed}
     assert set(names) == set(NAMES) and names["did-table2"] == ["dffd", "celebdf"]
 
 

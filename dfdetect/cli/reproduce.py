@@ -88,7 +88,7 @@ def reproduce(
     from dfdetect.tables import list_tables, load_table
 
     if name is None:
-        tables = [load_table(known) for known in list_tables()]
+        tables = [load_table(shipped) for shipped in list_tables()]
         if as_json:
             show_json(
                 [{"name": t.name, "reproduces": t.reproduces, "data": t.data} for t in tables]

@@ -133,6 +133,7 @@ def _remarks(result) -> Iterator[str]:
     for value in result.values:
         if value.n_real is not None:
             told[f"{value.column}: n {value.n_real} real, {value.n_fake} fake"] = None
+        told |= dict.fromkeys(f"{value.model}: {warning}" for warning in value.warnings)
         if value.status == "failed":
             told[f"{value.name} failed: {value.reason}"] = None
         elif value.status == "finished" and value.ours is None and value.reason:
