@@ -152,7 +152,8 @@ def alarms(cells: Sequence[Cell]) -> list[str]:
     lines = {}
     for cell in cells:
         low, high = cell.intervals.get("auc", (0, 1))
-        if high < 0.5 and cell.manipulation == ALL:
+        summary = cell.data in (MEAN, POOLED, WORST) or cell.quality in (MEAN, WORST)
+        if high < 0.5 and cell.manipulation == ALL and not summary:
             lines.setdefault(
                 (cell.data, cell.level),
                 f"{cell.data}: {cell.level} AUC {cell.auc:.3f} at {cell.quality}, 95 % interval "
@@ -390,18 +391,13 @@ def _several(
     folders: Sequence[str], level: str, figures: Mapping[Place, Found], qualities: Sequence[str]
 ) -> dict[Place, Found]:
     """Mean, pooled and worst of folders, all manipulations together."""
-    rows = [*qualities, *((MEAN, POOLED, WORST) if len(qualities) > 1 else ())]
-    several: dict[Place, Found] = {}
     pooled = {q: figures[Place(POOLED, level, q, ALL)] for q in qualities}
     if len(qualities) > 1:
         pooled |= _over(pooled, figures[Place(POOLED, level, POOLED, ALL)])
-    single = {data: {q: figures[Place(data, level, q, ALL)] for q in qualities} for data in folders}
-    for data in folders:
-        if len(qualities) > 1:
-            single[data] |= _over(single[data], figures[Place(data, level, POOLED, ALL)])
+    several: dict[Place, Found] = {}
     for name in (MEAN, POOLED, WORST):
-        for q in rows:
-            parts = [single[data][q] for data in folders]
+        for q in pooled:
+            parts = [figures[Place(data, level, q, ALL)] for data in folders]
             found = pooled[q] if name == POOLED else _summary(name, parts)
             several[Place(name, level, q, ALL)] = found
     return several

@@ -32,11 +32,8 @@ share of fakes above all of them. brier: mean squared distance of score and labe
 """
 ROUNDS = 1000
 MOST_THREADS = 8
-_BLOCK = 1 << 21
-"""Weights held at once, so that they stay in a processor's cache."""
-_PART = 1 << 14
-_COUNTS = 1 << 22
-"""Draws held at once by a thread."""
+_COUNTS, _WEIGHTS, _PART = 1 << 22, 1 << 21, 1 << 14
+"""Draws and weights that a thread holds at once, and how many of the latter stay in a cache."""
 
 
 class Entries(NamedTuple):
@@ -93,7 +90,7 @@ class Contest:
     def measure(self, counts: np.ndarray) -> np.ndarray:
         """[sets, rounds, MEASURES] of draws [rounds, videos], NaN in a round of a single class."""
         found = np.full((len(self._fakes), len(counts), len(MEASURES)), np.nan)
-        step = max(1, _BLOCK // max(1, self._n))
+        step = max(1, _WEIGHTS // max(1, self._n))
         for start in range(0, len(counts), step):
             drawn = counts[start : start + step]
             real = _Weighted.of(self._real, drawn)
