@@ -31,9 +31,9 @@ def report(
 
     Example: dfdetect report results/qad results/did --out report/
 
-    Tables come as Markdown, LaTeX (booktabs) and CSV, each figure with the data that it shows, and
-    all of it as one HTML page that needs nothing else. No network runs. Of a sweep also a heat map
-    over two options, or AUC against the input's size.
+    Tables come as Markdown, LaTeX (booktabs) and CSV, figures with the data they
+    show, and all of it as one HTML page that needs nothing else. No network runs.
+    Of a sweep also a heat map over two options, or AUC against the input's size.
     """
     from dfdetect.evaluate import remeasure
     from dfdetect.report import find_results
