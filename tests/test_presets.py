@@ -45,7 +45,15 @@ ROWS = {
 }
 """The rows of the papers that are ours to train, as one or more presets each. Table 2 tests the
 models of Table 1 on JPEG."""
-OF_OTHERS = {"qadid-effb1", "lntune-vit", "lntune-dinov2", "probe-vit", "sbi-effb4", "starter"}
+OF_OTHERS = {
+    "qadid-effb1",
+    "lntune-vit",
+    "lntune-dinov2",
+    "probe-vit",
+    "sbi-effb4",
+    "starter",
+    "starter-base",
+}
 """Presets beyond the two papers."""
 
 
