@@ -181,8 +181,12 @@ def find(
     starts = dict(zip(folders, np.cumsum([0, *draws.sizes.values()]), strict=False))
     sets = {data: _sets(columns, trained, apart) for data, columns in folders.items()}
     shared = _shared_qualities(folders)
+    alone = all(map(_one_track_each, folders.values()))
+    same = {"track": "video"} if alone and "video" in levels else {}
     pools: list[_Pool] = []
     for level in levels:
+        if level in same:
+            continue
         of_level = {
             data: _pools(data, columns, level, int(starts[data]), sets[data])
             for data, columns in folders.items()
@@ -194,10 +198,12 @@ def find(
     found: dict[Place, Found] = {}
     for data in folders:
         for level in levels:
-            found |= _folder(data, level, figures, folders[data].qualities, list(sets[data]))
+            source, qualities = same.get(level, level), folders[data].qualities
+            of_folder = _folder(data, source, figures, qualities, list(sets[data]))
+            found |= {place._replace(level=level): f for place, f in of_folder.items()}
     if len(folders) > 1 and shared:
         for level in levels:
-            found |= _several(list(folders), level, figures | found, shared)
+            found |= _several(list(folders), same.get(level, level), level, figures | found, shared)
     return found
 
 
@@ -217,6 +223,12 @@ class _Pool(NamedTuple):
 
 def _n_videos(columns: Columns) -> int:
     return len(np.unique(columns.video.codes))
+
+
+def _one_track_each(columns: Columns) -> bool:
+    """Whether every video is one track, so that both levels are the same."""
+    tracks, track = np.unique(columns.track, return_inverse=True)
+    return len(np.unique(columns.video.codes * len(tracks) + track)) == _n_videos(columns)
 
 
 def _sets(columns: Columns, trained: Collection[str] | None, apart: bool) -> dict[str, set[str]]:
@@ -388,12 +400,14 @@ def _over(parts: Mapping[str, Found], pooled: Found) -> dict[str, Found]:
 
 
 def _several(
-    folders: Sequence[str], level: str, figures: Mapping[Place, Found], qualities: Sequence[str]
-) -> dict[Place, Found]:
-    """Mean, pooled and worst of folders, all manipulations together."""
-    pooled = {q: figures[Place(POOLED, level, q, ALL)] for q in qualities}
+    folders: Sequence[str], source: str, level: str, figures: Mapping[Place, Found],
+    qualities: Sequence[str],
+) -> dict[Place, Found]:  # fmt: skip
+    """Mean, pooled and worst of folders, all manipulations together; `source` is the level under
+    which they were pooled."""
+    pooled = {q: figures[Place(POOLED, source, q, ALL)] for q in qualities}
     if len(qualities) > 1:
-        pooled |= _over(pooled, figures[Place(POOLED, level, POOLED, ALL)])
+        pooled |= _over(pooled, figures[Place(POOLED, source, POOLED, ALL)])
     several: dict[Place, Found] = {}
     for name in (MEAN, POOLED, WORST):
         for q in pooled:

@@ -1,7 +1,7 @@
 """Cells: every number against a second program, what is refused, what is said of too few."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -109,6 +109,15 @@ def test_an_interval_below_chance_sets_off_an_alarm_and_a_poor_model_does_not():
     assert frame.startswith("d: frame AUC 0.0") and "track" in track and "video" in video
     assert frame.endswith("labels or score sign look inverted")
     assert alarms(cells_of({"d": made_up(8, spread=0)}, 200)) == []
+
+
+def test_a_video_of_one_person_is_that_person_s_track():
+    folders = {d: [p for p in made_up(i) if not p.track_id] for i, d in enumerate("de")}
+    track, video = ([c for c in cells_of(folders) if c.level == at] for at in ("track", "video"))
+    assert [replace(c, level="video") for c in track] == video and len(video) > 40
+    (columns, _) = Predictions.of({}, folders).folders().values()
+    apart = measure({"d": columns}, "test", 0.5, rounds=ROUNDS, levels=["track"])
+    assert apart == [c for c in track if c.data == "d"]
 
 
 def test_rounds_are_the_same_whatever_else_is_measured():
