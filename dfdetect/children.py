@@ -131,6 +131,7 @@ class _Attempt:
         """Whether no child runs any more; starts the next command after one that went well."""
         if self.child.poll() in self.job.accepted and self._commands and not stopped:
             self._start_next()
+            return False
         return self.child.poll() is not None
 
     @property

@@ -108,6 +108,7 @@ def made(trees, tmp_path_factory):
         "qad-fig4": ["qad,image_size=56@*", "qad,image_size=224@*"],
         "qad-fig5": ["qad@*"],
         "did-table2": ["r50-did@*"],
+        "did-table1": ["did@*"],
         "did-fig4": ["alpha=0.5@*", "alpha=1@*"],
         "did-fig5": [],
         "did-fig6": [],
@@ -239,6 +240,15 @@ def test_columns_of_one_row_share_their_training_and_tables_share_their_runs(mad
     assert log.count("$ dfdetect train") == 1
     log = (out / "runs" / "did-effv2l@ffpp-DF+F2F+FS+NT+smoke" / "log.txt").read_text()
     assert log.count("$ dfdetect train") == 1 and log.count("$ dfdetect eval") == 2
+
+
+def test_one_run_is_measured_on_the_data_of_every_column(made):
+    _, out, results = made
+    within, across = (one(results["did-table1"], f"did@{c}") for c in ("FF++", "CDFv2"))
+    assert (within.status, across.status) == ("finished", "finished")
+    assert within.ours == pytest.approx(pairs(out, within.evals[0], "c23") / 100)
+    assert across.ours == pytest.approx(pairs(out, across.evals[0], "raw") / 100)
+    assert (within.n_fake, across.n_fake) == (16, 4)  # four techniques; two frames of each video
 
 
 def test_a_part_of_a_data_set_holds_its_fakes_and_reals_without_copies(made):

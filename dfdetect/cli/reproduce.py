@@ -90,9 +90,8 @@ def reproduce(
     if name is None:
         tables = [load_table(shipped) for shipped in list_tables()]
         if as_json:
-            show_json(
-                [{"name": t.name, "reproduces": t.reproduces, "data": t.data} for t in tables]
-            )
+            listed = [{"name": t.name, "reproduces": t.reproduces, "data": t.data} for t in tables]
+            show_json({"schema_version": 1, "tables": listed})
         else:
             show(tables_table(tables))
         return
