@@ -36,6 +36,7 @@ from dfdetect.checkpoint import CheckpointInfo, save_checkpoint
 from dfdetect.detector import Detector
 from dfdetect.errors import DfdetectError
 from dfdetect.faces import CropRecipe
+from dfdetect.onnx_export import export_onnx
 from dfdetect.results import Verdict
 from dfdetect.scanning import Scanner, scan_many
 from faults.plan import Check, carry_out, clean, refused
@@ -238,16 +239,15 @@ def nothing_else_opened(place: Place, number: int, rng: random.Random) -> None:
 
 def opened_after(log: str, path: Path) -> list[str]:
     """Lines of an strace after `path` was opened that open media beside it or a secret, or reach
-    out to a network."""
+    out to a network. `path` may itself be a link to them: its user named it."""
     _, found, rest = log.partition(os.fsencode(path.name).decode("ascii", "replace"))
     assert found, f"{path} was not opened"
     beside = str(path.parent)
     return [
         line
-        for line in rest.splitlines()
+        for line in rest.splitlines()[1:]
         if re.search(r"AF_INET", line)
-        or "/etc/passwd" in line
-        or (beside in line and str(path) not in line)
+        or (str(path) not in line and ("/etc/passwd" in line or beside in line))
     ]
 
 
@@ -581,6 +581,7 @@ def main() -> int:
     def place_of(check: Check, folder: Path) -> Place:
         if not places:
             places.append(Place(folder / "scan"))
+            export_onnx(places[0].model)  # which starts sooner
         return places[0]
 
     return carry_out(__doc__.splitlines()[0], PLAN, place_of)
