@@ -375,14 +375,17 @@ def very_many(place: Place, number: int, rng: random.Random) -> None:
 def child_dies(place: Place, number: int, rng: random.Random) -> None:
     """Killed, crashed, or stopped until its time is over: the input in hand is lost, no other."""
     slow = place.new("slow") / "slow.mp4"
-    write_clip(slow, 5, 12)
+    write_clip(slow, 5, 48)
     run = place.run(
-        slow, *sorted(place.clips.iterdir()), "--json", "--workers", 1, "--frames", 12,
+        slow, *sorted(place.clips.iterdir()), "--json", "--workers", 1, "--frames", 48,
         "--max-seconds", 20,
     )  # fmt: skip
+    children: list[int] = []
     until = time.monotonic() + 60
-    while not (children := run.workers()) and time.monotonic() < until:
-        time.sleep(0.01)
+    while not children and time.monotonic() < until:
+        seen = run.workers()
+        time.sleep(0.1)  # the first one does nothing, and is gone
+        children = [pid for pid in run.workers() if pid in seen]
     time.sleep(rng.uniform(0, 0.5))
     number = (signal.SIGSEGV, signal.SIGKILL, signal.SIGSTOP)[number % 3]
     for pid in children:
