@@ -148,12 +148,19 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 def score_images(
     detector: nn.Module, images: Sequence[np.ndarray], device: str, batch_size: int = 32
 ) -> np.ndarray:
-    """Logits float64 [N] of network inputs uint8 [S,S,3] RGB."""
+    """Logits float64 [N] of network inputs uint8 [S,S,3] RGB.
+
+    A GPU chooses how it computes by the size of a batch. There the last one is filled up with
+    black, so that the bits of an image's logit do not depend on its company.
+    """
     from dfdetect.data import images_to_tensor
 
-    starts = range(0, len(images), batch_size)
-    batches = (images_to_tensor(images[i : i + batch_size]) for i in starts)
-    return np.array(_read(detector, _logits_of(detector), batches, device), np.float64)
+    n_black = -len(images) % batch_size if device != "cpu" else 0
+    filled = [*images, *([np.zeros_like(images[0])] * n_black if len(images) else [])]
+    starts = range(0, len(filled), batch_size)
+    batches = (images_to_tensor(filled[i : i + batch_size]) for i in starts)
+    logits = _read(detector, _logits_of(detector), batches, device)
+    return np.array(logits[: len(images)], np.float64)
 
 
 class Scorer:

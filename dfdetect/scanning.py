@@ -29,7 +29,15 @@ from dfdetect.examining import Look, examine
 from dfdetect.faces import Track
 from dfdetect.likeness import why_unlike
 from dfdetect.results import SCHEMA_VERSION, Call, TrackScore, Verdict, decide
-from dfdetect.scoring import MIN_COVERAGE, Bounds, FaceScorer, ScoredInput, Unreadable, lasting
+from dfdetect.scoring import (
+    MIN_COVERAGE,
+    Bounds,
+    FaceScorer,
+    ScoredInput,
+    Unreadable,
+    grouped,
+    lasting,
+)
 from dfdetect.shipped import STARTER
 from dfdetect.video import library_versions
 from dfdetect.workers import run_all, run_on_cluster
@@ -225,17 +233,18 @@ def scan_many(
     bounds = scorer.bounds
     ready: dict[int, tuple[Path, Verdict | DfdetectError]] = {}
     n_told = 0
-    for look, found in engine(
+    examined = engine(
         examine, looks, max_seconds=bounds.max_seconds, max_memory_gb=bounds.max_memory_gb
-    ):
-        result: Verdict | DfdetectError
-        try:
-            scored = scorer.score(look, found)
-            result = scanner.judge(look.name, scored)
-            on_scored(result, scored)
-        except Unreadable as error:
-            result = error
-        ready[look.position] = (look.name, result)
+    )
+    for group in grouped(examined, scorer.images_at_once):
+        for (look, _), scored in zip(group, scorer.score_all(group), strict=True):
+            result: Verdict | DfdetectError
+            if isinstance(scored, Unreadable):
+                result = scored
+            else:
+                result = scanner.judge(look.name, scored)
+                on_scored(result, scored)
+            ready[look.position] = (look.name, result)
         while n_told in ready:
             on_result(*ready.pop(n_told))
             n_told += 1

@@ -4,7 +4,7 @@ The file is opened in a child process (examining.py); what comes back from there
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -138,15 +138,36 @@ class FaceScorer:
             self._frames, self.bounds.max_faces, self.bounds.limits, position,
         )  # fmt: skip
 
+    @property
+    def images_at_once(self) -> int:
+        """How many faces, of several files where it takes them, are worth one call of `score_all`:
+        on a CPU those of one file, whose result is then told at once."""
+        return 1 if self.checkpoint.device == "cpu" else 64
+
     def score(self, look: Look, found: Seen | Unseen | Died) -> ScoredInput:
-        """What a child found, scored: always in the same batches, whatever else is scanned.
+        """What a child found, scored.
 
         Errors: `Unreadable` where it found nothing to score.
         """
-        if not isinstance(found, Seen):
-            sha256 = found.sha256 if isinstance(found, Unseen) else sha256_if_readable(look)
-            raise Unreadable(f"{look.name}: {found.cause}", found.hint, sha256)
-        logits = self.checkpoint.logits(found.images)
+        (scored,) = self.score_all([(look, found)])
+        if isinstance(scored, Unreadable):
+            raise scored
+        return scored
+
+    def score_all(
+        self, examined: Sequence[tuple[Look, Seen | Unseen | Died]]
+    ) -> list[ScoredInput | Unreadable]:
+        """What children found in several files, scored together; no score depends on the others."""
+        images = [image for _, found in examined for image in _images(found)]
+        logits = iter(self.checkpoint.logits(images))
+        return [
+            self._scored(found, np.array([next(logits) for _ in found.images]))
+            if isinstance(found, Seen)
+            else _unreadable(look, found)
+            for look, found in examined
+        ]
+
+    def _scored(self, found: Seen, logits: np.ndarray) -> ScoredInput:
         places = [(track, *place) for track in found.tracks for place in track.faces.items()]
         faces = []
         for (track, position, face), image, score in zip(
@@ -160,6 +181,30 @@ class FaceScorer:
             found.sha256, found.tracks, faces, len(found.media.frames_used), found.is_still,
             found.warnings, self.checkpoint.info.calibration, found.media,
         )  # fmt: skip
+
+
+def _images(found: Seen | Unseen | Died) -> Sequence[np.ndarray]:
+    return found.images if isinstance(found, Seen) else ()
+
+
+def _unreadable(look: Look, found: Unseen | Died) -> Unreadable:
+    sha256 = found.sha256 if isinstance(found, Unseen) else sha256_if_readable(look)
+    return Unreadable(f"{look.name}: {found.cause}", found.hint, sha256)
+
+
+def grouped(
+    examined: Iterable[tuple[Look, Seen | Unseen | Died]], n_images: int
+) -> Iterator[list[tuple[Look, Seen | Unseen | Died]]]:
+    """Groups of `examined`, each as soon as it holds `n_images`."""
+    group, n = [], 0
+    for pair in examined:
+        group.append(pair)
+        n += max(1, len(_images(pair[1])))
+        if n >= n_images:
+            yield group
+            group, n = [], 0
+    if group:
+        yield group
 
 
 def lasting(tracks: list[TrackScore], n_frames: int) -> list[TrackScore]:

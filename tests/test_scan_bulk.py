@@ -3,6 +3,7 @@ and scan from Python: in threads, in a script without a guard, behind a web serv
 
 import copy
 import csv
+import dataclasses
 import importlib.util
 import io
 import json
@@ -15,12 +16,16 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 from conftest import ROOT, write_clip
 
+from dfdetect.checkpoint import load_checkpoint
+from dfdetect.detector import Detector
 from dfdetect.errors import DfdetectError, ExitCode
 from dfdetect.records import COLUMNS, Records, as_csv, row
-from dfdetect.scanning import Scanner
+from dfdetect.results import Verdict, score_images
+from dfdetect.scanning import Scanner, scan_many
 from dfdetect.workers import Children
 
 if sys.platform != "linux":
@@ -53,6 +58,38 @@ def test_workers_and_order_change_nothing_but_the_order_of_lines(place, whole, w
     paths = sorted(place.clips.iterdir(), reverse=True)
     ended = place.do(*paths, "--json", "--workers", workers)
     assert faults.lasting(faults.lines(ended.out)) == [whole[str(p)] for p in paths]
+
+
+def test_faces_of_several_files_are_scored_together_where_it_pays_and_alike(
+    place, whole, monkeypatch
+):
+    """As on a GPU, whose batches are filled up: "cpu:0" is the CPU by another name."""
+    sizes = []
+    counted = Detector.forward
+    monkeypatch.setattr(
+        Detector, "forward", lambda self, x: (sizes.append(len(x)), counted(self, x))[1]
+    )
+    model = load_checkpoint(place.model, "cpu")
+    scanner = Scanner(dataclasses.replace(model, device="cpu:0"), faults.FRAMES)
+    found = []
+    scan_many(scanner, sorted(place.clips.iterdir()), lambda path, result: found.append(result), 2)
+    assert sizes == [32]  # three clips of four frames with one face, in one batch
+    told = [r.as_json() for r in found if isinstance(r, Verdict)]
+    expected = [r for r in whole.values() if "error" not in r]
+    assert len(found) == len(whole) and len(told) == len(expected)
+    for verdict, alone in zip(told, expected, strict=True):
+        assert verdict["score"] == pytest.approx(alone["score"], abs=2e-6)
+
+
+def test_the_company_in_a_filled_batch_changes_no_bit(place):
+    detector = load_checkpoint(place.model, "cpu").detector
+    side = detector.image_size
+    rng = np.random.default_rng(0)
+    images = list(rng.integers(0, 256, (40, side, side, 3), np.uint8))
+    together = score_images(detector, images, "cpu:0")
+    for i in (0, 31, 39):
+        assert score_images(detector, [images[i]], "cpu:0") == together[i]
+    assert score_images(detector, [], "cpu:0").shape == (0,)
 
 
 def test_a_cluster_gives_the_same(place, whole, monkeypatch):

@@ -17,8 +17,8 @@ from dfdetect.cli.info import info
 from dfdetect.cli.prepare import prepare
 from dfdetect.cli.presets import presets
 from dfdetect.cli.publish import publish
-from dfdetect.cli.reproduce import reproduce
 from dfdetect.cli.report import report
+from dfdetect.cli.reproduce import reproduce
 from dfdetect.cli.scan import scan
 from dfdetect.cli.sweep import sweep
 from dfdetect.cli.train import train
