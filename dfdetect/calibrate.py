@@ -145,9 +145,10 @@ def calibrate(
         found = _by_sisters(checkpoint, predictions)
     else:
         found = _by_itself(checkpoint, data, on_progress, workers)
+    widths = _face_widths(found.rows)
     calibration = calibration_of(
         scan_scores(found.rows), options, info.threshold, found.independence,
-        float(np.percentile(found.face_px, 1)) if found.face_px else None, fingerprint(found.rows),
+        float(np.percentile(widths, 1)) if widths else None, fingerprint(found.rows),
     )  # fmt: skip
     written = None if dry_run else out or checkpoint.path
     if written:
@@ -167,12 +168,11 @@ def calibrate(
 
 class _Scored(NamedTuple):
     """What is fitted, and what is known of it: names of the folders, how it stands to what was
-    trained on, the median face width of each person in a video, px."""
+    trained on."""
 
     rows: Sequence[Prediction]
     data: list[str]
     independence: str
-    face_px: list[float]
 
 
 def _by_itself(
@@ -200,7 +200,7 @@ def _by_itself(
     detector = checkpoint.detector
     with Scorer(rows, detector.image_size, 64, workers) as scorer:
         predictions = scorer.predict(detector, checkpoint.device, scored)
-    return _Scored(predictions, names, independence, _face_widths(data, _is_val))
+    return _Scored(predictions, names, independence)
 
 
 def _by_sisters(checkpoint: Checkpoint, files: Sequence[Path]) -> _Scored:
@@ -217,8 +217,7 @@ def _by_sisters(checkpoint: Checkpoint, files: Sequence[Path]) -> _Scored:
     ]
     _refuse_one_class(rows, f"{', '.join(map(str, files))}: what was predicted")
     names = list(dict.fromkeys(name for of_file in found.values() for name in of_file.rows))
-    independence, face_px = _out_of_fold(found)
-    return _Scored(rows, names, independence, face_px)
+    return _Scored(rows, names, _out_of_fold(found))
 
 
 # --- scores -> calibration -------------------------------------------------------------------
@@ -431,16 +430,12 @@ def _val_rows(folder: Path, prefix: str) -> list[Sample]:
     return sorted(rows, key=lambda s: (order.index(s.quality), s.sample_id))
 
 
-def _face_widths(folders: Sequence[Path], chosen: Callable[[Row], bool]) -> list[float]:
-    """The median width of each person's face in each video, px, of the rows chosen."""
-    columns = ["dataset", "video_id", "track_id", "split", "face_px", "face_choice"]
-    widths: dict[tuple[Path, str, int], list[float]] = {}
-    for folder in folders:
-        for row in read_table(folder, columns).to_pylist():
-            # Crops as shipped are not boxes that our detector would give.
-            if chosen(row) and row["face_px"] and row["face_choice"] != "shipped":
-                key = (folder, row["video_id"], row["track_id"])
-                widths.setdefault(key, []).append(row["face_px"])
+def _face_widths(rows: Sequence[Prediction]) -> list[float]:
+    """The median width of each person's face in each video, px, where it was measured."""
+    widths: dict[tuple[str, int], list[float]] = {}
+    for row in rows:
+        if row.face_px:
+            widths.setdefault((row.video_id, row.track_id), []).append(row.face_px)
     return [float(np.median(of_person)) for of_person in widths.values()]
 
 
@@ -658,13 +653,11 @@ def _refuse_other_qualities(found: Mapping[Path, Predictions]) -> None:
             )
 
 
-def _out_of_fold(found: Mapping[Path, Predictions]) -> tuple[str, list[float]]:
-    """How what was predicted stands to what its models were trained on, in words; and the widths of
-    the faces, where their folders are there.
+def _out_of_fold(found: Mapping[Path, Predictions]) -> str:
+    """How what was predicted stands to what its models were trained on, in words.
 
     Errors: DfdetectError if a model was trained on anybody or anything that it predicted.
     """
-    face_px: list[float] = []
     compared, named, chose, counts = True, True, False, Counter()
     for file, of_file in found.items():
         rows = [p for of_folder in of_file.rows.values() for p in of_folder]
@@ -687,7 +680,6 @@ def _out_of_fold(found: Mapping[Path, Predictions]) -> tuple[str, list[float]]:
         _refuse_trained(here, trained, f"{file}: its model was trained on parts of it")
         named = named and bool(here.people)
         chose = chose or bool(videos & _traces(trained, _is_val).videos)
-        face_px += _face_widths(trained, predicted)
     n = len({of_file.model["sha256"] for of_file in found.values()})
     told = (
         f"these are scores of {f'{n} other models' if n > 1 else 'another model'} of this recipe, "
@@ -701,4 +693,4 @@ def _out_of_fold(found: Mapping[Path, Predictions]) -> tuple[str, list[float]]:
         told += "; each of videos that it was not trained on (not all of their people are named)"
     if chose:
         told += "; some of these chose their model too: somewhat optimistic"
-    return told, face_px
+    return told

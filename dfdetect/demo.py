@@ -80,7 +80,8 @@ def camera(photo: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
 
 
 def commands(out: Path) -> list[list[str]]:
-    """The four verbs on the clips, as a user would type them after `dfdetect`."""
+    """The four verbs on the clips, as a user would type them after `dfdetect`; and scan once more,
+    by the starter detector."""
     data, run = str(out / "data"), str(out / "run")
     clips = [str(out / "clips" / kind / "21.mp4") for kind in ("real", *FORGERIES)]
     return [
@@ -89,4 +90,5 @@ def commands(out: Path) -> list[list[str]]:
         ["train", "--preset", "qad-tiny", "--data", data, "--out", run, "--device", "cpu"],
         ["eval", run, "--data", data, "--out", str(out / "eval"), "--device", "cpu"],
         ["scan", *clips, "--model", run, "--device", "cpu"],
+        ["scan", *clips],
     ]  # fmt: skip

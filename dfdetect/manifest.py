@@ -103,7 +103,8 @@ class SourceVideo:
 class Sample(NamedTuple):
     """The columns of one manifest row that training and evaluation need.
 
-    `face_px` is the width of the face's box in its source picture, None where nobody measured it.
+    `face_px` is the width of the face's box in its source picture, None where nobody measured it,
+    as of crops that a dataset shipped.
     `made` is no column: it is the quality to make of the file at `path` as it is read, for a row
     that `data.at_qualities` derived from the raw one.
     """
@@ -190,7 +191,7 @@ def read_samples(data: Path, split: str | None = None, prefix: str = "") -> list
     Errors: one DfdetectError for all rows that cannot be right, naming the first 20.
     """
     names = [name for name in Sample._fields if name in SCHEMA.names]
-    rows = read_table(data, names).to_pylist()
+    rows = read_table(data, [*names, "face_choice"]).to_pylist()
     seen: set[tuple[str, str]] = set()
     if faults := [fault for row in rows if (fault := _row_fault(row, seen))]:
         more = f" and {len(faults) - MOST_NAMED} more" if len(faults) > MOST_NAMED else ""
@@ -203,6 +204,8 @@ def read_samples(data: Path, split: str | None = None, prefix: str = "") -> list
     for row in rows:
         if split is not None and row["split"] != split:
             continue
+        if row.pop("face_choice") == "shipped":
+            row["face_px"] = None
         row["path"] = data / PurePosixPath(row["path"])
         row["identities"] = tuple(row["identities"] or ())
         row["sample_id"], row["video_id"] = prefix + row["sample_id"], prefix + row["video_id"]

@@ -77,8 +77,9 @@ def draws(rows, rounds):
     for i in range(1, rounds + 1):
         found.append(dict.fromkeys(found[0], 0))
         for d, names in videos.items():
-            for k in np.random.default_rng([0, crc32(d.encode()), i]).integers(len(names),
-                                                                               size=len(names)):
+            for k in np.random.default_rng([0, crc32(d.encode()), i]).integers(
+                len(names), size=len(names)
+            ):
                 found[-1][d, names[k]] += 1  # fmt: skip
     return found
 

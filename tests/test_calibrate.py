@@ -552,7 +552,7 @@ def test_what_cannot_be_compared_is_said(whole, folds, tmp_path):
     moved = rewritten(folds["test"], tmp_path / "m.parquet", path="gone/detector.safetensors")
     calibration = calibrate(whole, predictions=[moved], dry_run=True, device="cpu").calibration
     assert "not compared with what each was trained on" in calibration.basis
-    assert calibration.least_face_px is None
+    assert 40 < calibration.least_face_px < 256  # the predictions know how wide their faces were
 
 
 def test_the_command_takes_predictions_and_writes_the_same_weights(cli, whole, folds, tmp_path):

@@ -214,12 +214,6 @@ def test_a_reader_that_closes_the_pipe_is_no_match(run, tmp_path):
     assert done.stdout.strip() in ("0", "141") and "Traceback" not in done.stderr
 
 
-def test_without_a_model_it_says_how_to_get_one(cli, tmp_path):
-    result = cli("scan", tmp_path / "clip.mp4")
-    assert result.exit_code == 2
-    assert "dfdetect train" in result.stderr and "dfdetect demo" in result.stderr
-
-
 def test_names_cannot_write_to_the_terminal(cli, run, tmp_path):
     path = tmp_path / "esc\x1b[31m\nname.mp4"
     path.write_text("no video")

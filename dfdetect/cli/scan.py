@@ -42,7 +42,10 @@ def scan(
     ] = None,
     model: Annotated[
         Path | None,
-        typer.Option(help="Run folder, detector.safetensors or ONNX file.", rich_help_panel=MODEL),
+        typer.Option(
+            help="Run folder, detector.safetensors or ONNX file; default: the starter detector.",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
     frames: Annotated[
         int, typer.Option(min=1, help="Frames looked at per video.", rich_help_panel=MODEL)
@@ -130,7 +133,7 @@ def scan(
 ) -> None:
     """Judge whether the faces in videos and photos are real.
 
-    Example: dfdetect scan video.mp4 --model runs/qad
+    Example: dfdetect scan video.mp4
 
     The call is likely-fake, likely-real, inconclusive or no-face. Exit 0 whatever it is, unless
     --fail-on is given; 3 if some of several inputs could not be read. A long batch is interrupted
@@ -139,15 +142,6 @@ def scan(
     named = _inputs(inputs or [], files_from)
     if fail_on is not None and fail_on not in FAIL_ON:
         raise unknown("verdict for --fail-on", fail_on, FAIL_ON)
-    from dfdetect.shipped import STARTER
-
-    model = model or STARTER
-    if model == STARTER and not STARTER.exists():
-        raise DfdetectError(
-            "no model given",
-            "pass --model RUN; make one with `dfdetect train`, or try `dfdetect demo`, "
-            "which trains a tiny one in ./dfdetect-demo/run",
-        )
     if retry_failed and out is None:
         raise DfdetectError("--retry-failed without --out", "name the file of results with --out")
     from dfdetect.files import write_whole
@@ -155,12 +149,17 @@ def scan(
     from dfdetect.results import Verdict
     from dfdetect.scanning import Scanner, scan_many
     from dfdetect.scoring import Bounds, expand_inputs
+    from dfdetect.shipped import STARTER
     from dfdetect.video import Limits
     from dfdetect.workers import available_cores
 
     limits = Limits(int(max_gigabytes * 2**30), int(max_megapixels * 1e6), max_frames)
     scanner = Scanner(
-        model, frames, device, Bounds(limits, max_faces, max_seconds, max_memory), engine=engine
+        model or STARTER,
+        frames,
+        device,
+        Bounds(limits, max_faces, max_seconds, max_memory),
+        engine=engine,
     )
     paths = list(expand_inputs(named))
     if overlay:
@@ -263,7 +262,7 @@ def _inputs(inputs: list[Path], files_from: str | None) -> list[Path]:
         lines = os.fsdecode(content.removeprefix(codecs.BOM_UTF8)).splitlines()
         named += [Path(line) for line in lines if line.strip()]
     if not named:
-        raise DfdetectError("nothing to scan", "for example: dfdetect scan video.mp4 --model RUN")
+        raise DfdetectError("nothing to scan", "for example: dfdetect scan video.mp4")
     return named
 
 
