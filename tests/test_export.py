@@ -54,7 +54,8 @@ def write_checkpoint(folder, seed=0, side=SIDE, **settings):
         detector(nn.functional.interpolate(torch.rand(8, 3, 8, 8), (side, side)))
     info = CheckpointInfo(
         detector=detector.settings, preset={"name": "untrained"}, crop=CropRecipe(margin=1.5),
-        domains=["real", "swap", "warp", "reenactment", "synthesis"], threshold=0.5, band=(0.5, 0.5), band_basis="calls: of a test",
+        domains=["real", "swap", "warp", "reenactment", "synthesis"], threshold=0.5,
+        band=(0.5, 0.5), band_basis="calls: of a test",
         val={}, data={}, step=0, versions={},
     )  # fmt: skip
     folder.mkdir()

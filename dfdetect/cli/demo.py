@@ -13,8 +13,9 @@ from dfdetect.errors import DfdetectError
 NOTICE = """\
 This shows the pipeline and not accuracy: the clips are made from one photo of one person
 (NASA's portrait of astronaut Eileen Collins), the fakes are simple, the network is tiny.
-One person cannot be in one split only, hence --allow-identity-overlap, and hence every verdict
-is inconclusive: look at the scores."""
+One person cannot be in one split only, hence --allow-identity-overlap, and hence its verdicts
+are inconclusive: look at the scores. In the end the starter detector that comes with dfdetect
+scans the same clips."""
 
 
 def demo(
