@@ -98,7 +98,7 @@ def test_a_tiny_detector_trains_evaluates_and_scans_on_real_media(
     done = cli("eval", run, "--data", data, "--device", "cpu", "--json")
     assert done.exit_code == 0, done.stderr
     cells = json.loads(done.stdout)["cells"]
-    assert {c["level"] for c in cells} == {"frame", "video"}
+    assert {c["level"] for c in cells} == {"frame", "track", "video"}
     assert all(c["auc"] is None or 0 <= c["auc"] <= 1 for c in cells)
     fake = next(media.glob("**/519_515.mp4"), None) or next(media.glob("**/*fake*.mp4"))
     done = cli("scan", fake, "--model", run, "--device", "cpu", "--json", "--frames", 6)
