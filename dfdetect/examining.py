@@ -5,7 +5,8 @@ hands back are small arrays, so that whoever scores them never opens the file. E
 one thread: the last bits of networks depend on their number.
 """
 
-from functools import cache
+from collections.abc import Iterable
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import dfdetect.sessions  # noqa: F401 (children are forked with it, and need no
 from dfdetect.errors import DfdetectError
 from dfdetect.faces import CropRecipe, Face, FaceFinder, Track, align, to_input, track_faces
 from dfdetect.results import MediaFacts
-from dfdetect.video import Limits, Media, content_sha256, open_media, sample_indices
+from dfdetect.video import Limits, Media, Picture, content_sha256, open_media, sample
 
 
 class Look(NamedTuple):
@@ -98,27 +99,20 @@ def _face_finder(recipe: CropRecipe) -> FaceFinder:
     return FaceFinder(recipe, "onnx")
 
 
-class _Pass(NamedTuple):
-    """One pass over the file: of each wanted frame (index, seconds), its faces and their images;
-    positions that begin a shot; frames that decode; (height, width) of the first."""
+class _Found(NamedTuple):
+    """Of each frame looked at (index, seconds), its faces and their images; positions that begin a
+    shot; (height, width) of the first frame."""
 
     times: list[tuple[int, float]]
     faces: list[list[Face]]
     images: list[list[np.ndarray]]
     cuts: set[int]
-    n_decoded: int
     size: tuple[int, int]
     is_crowded: bool
 
 
 def _examine(look: Look, media: Media, sha256: str) -> Seen:
-    """Frames are chosen from the packet count; if another number decodes, once more from that."""
-    n_frames = media.count_frames()
-    for _ in range(2):
-        found = _one_pass(look, media, set(sample_indices(n_frames, look.frames)))
-        if found.n_decoded == n_frames:
-            break
-        n_frames = found.n_decoded
+    found = sample(media, look.frames, partial(_look_at, look))
     tracks = track_faces(found.faces, found.cuts)
     images = [
         found.images[position][_number(face, found.faces[position])]
@@ -135,14 +129,11 @@ def _examine(look: Look, media: Media, sha256: str) -> Seen:
     return Seen(sha256, facts, media.info.is_still, _without_looks(tracks), images, warnings)
 
 
-def _one_pass(look: Look, media: Media, wanted: set[int]) -> _Pass:
+def _look_at(look: Look, pictures: Iterable[Picture]) -> _Found:
     follow = _face_finder(look.crop).follower()
     times, faces, images = [], [], []
-    n_decoded, size, is_crowded = 0, (0, 0), False
-    for picture in media.pictures():
-        n_decoded += 1
-        if picture.index not in wanted:
-            continue
+    size, is_crowded = (0, 0), False
+    for picture in pictures:
         image = picture.rgb()
         found = follow(image)
         largest = found[: look.max_faces]
@@ -153,7 +144,7 @@ def _one_pass(look: Look, media: Media, wanted: set[int]) -> _Pass:
         )
         size = size if any(size) else image.shape[:2]
         is_crowded |= len(found) > look.max_faces
-    return _Pass(times, faces, images, follow.cuts, n_decoded, size, is_crowded)
+    return _Found(times, faces, images, follow.cuts, size, is_crowded)
 
 
 def _number(face: Face, faces: list[Face]) -> int:
@@ -169,9 +160,9 @@ def _without_looks(tracks: list[Track]) -> list[Track]:
     ]
 
 
-def _facts(media: Media, found: _Pass, limits_hit: list[str]) -> MediaFacts:
+def _facts(media: Media, found: _Found, limits_hit: list[str]) -> MediaFacts:
     info = media.info
-    n_frames = found.n_decoded
+    n_frames = media.n_frames
     in_file = max(n_frames, info.n_frames or 0) if media.is_longer else n_frames
     rotation, mirrored = media.turned
     height, width = found.size
@@ -188,6 +179,7 @@ def _facts(media: Media, found: _Pass, limits_hit: list[str]) -> MediaFacts:
         duration_s=info.duration_s,
         bits_per_pixel=round(8 * info.n_bytes / max(1, width * height * in_file), 6),
         n_frames=n_frames,
+        n_decoded=media.n_decoded,
         n_announced=info.n_frames,
         frames_used=found.times,
         n_faces=sum(map(len, found.faces)),

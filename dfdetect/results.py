@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dfdetect.metrics import Band
 
 T = TypeVar("T")
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 Call = Literal["likely-fake", "likely-real", "inconclusive", "no-face"]
 
 
@@ -66,9 +66,11 @@ class MediaFacts:
     """What a file is and how much of it was looked at.
 
     `width` and `height` are of the upright picture, px; it is turned by `rotation` degrees
-    clockwise, after mirroring left to right where `mirrored`. `n_frames` decode, `n_announced` are
-    what the container claims. `frames_used` are [index, seconds] of those searched for faces, of
-    which `n_faces` were seen in all of them. `limits_hit` are names of options of scan.
+    clockwise, after mirroring left to right where `mirrored`. The file holds `n_frames`, and
+    `n_decoded` of them were decoded: all, or no more than those used are predicted from;
+    `n_announced` are what the container claims. `frames_used` are [index, seconds] of those
+    searched for faces, of which `n_faces` were seen in all of them. `limits_hit` are names of
+    options of scan.
     """
 
     n_bytes: int
@@ -83,6 +85,7 @@ class MediaFacts:
     duration_s: float | None
     bits_per_pixel: float
     n_frames: int
+    n_decoded: int
     n_announced: int | None
     frames_used: list[tuple[int, float]]
     n_faces: int

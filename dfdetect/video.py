@@ -14,20 +14,22 @@ import os
 import stat
 import tempfile
 import warnings as python_warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import inf
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import av
 import numpy as np
 
 from dfdetect.errors import DfdetectError
+from dfdetect.packets import CODECS, MOST, Irregular, Packet, needed, order_of, starts_anew
 
 av.logging.set_level(None)  # damaged files are reported once, by us, with their name
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 VIDEO_SUFFIXES = frozenset(
     [
@@ -144,8 +146,9 @@ class Picture:
 class Media:
     """An open video or picture: `info`, `count_frames()`, `pictures()`, collected `warnings`.
 
-    Of the pictures that came: `turned` is how the first was made upright, in degrees clockwise
-    after a mirroring left to right or none, and `is_longer` whether the limit ended them.
+    Known when the last of `pictures()` or `chosen()` has come: `n_frames` that the file holds and
+    `n_decoded` of them; how the first to come was made upright (`turned`, degrees clockwise, after
+    a mirroring left to right or none); and whether the limit ended them (`is_longer`).
     """
 
     def __init__(self, path: Path, descriptor: int, limits: Limits) -> None:
@@ -154,6 +157,7 @@ class Media:
         self.warnings: list[str] = []
         self.turned: tuple[int, bool] = (0, False)
         self.is_longer = False
+        self.n_frames = self.n_decoded = 0
         self._descriptor = descriptor
         self._n_bytes = os.fstat(descriptor).st_size
         self._still = _read_still(path, descriptor, limits)
@@ -207,10 +211,11 @@ class Media:
         """
         if self._still is not None:
             image = np.ascontiguousarray(self._still[0])
+            self.n_frames = self.n_decoded = 1
             yield Picture(0, 0.0, av.VideoFrame.from_ndarray(image, format="rgb24"))
             return
-        index, damaged, cut, full = 0, 0, "", False
-        rotation, orientation = None, (1, 0, 0, 1)
+        index, damaged, hidden, cut, full = 0, 0, 0, "", False
+        upright = _Upright()
         with self._container() as (container, stream):
             packets = container.demux(stream)  # ends with an empty packet that drains the decoder
             while not cut and not full:
@@ -220,6 +225,7 @@ class Media:
                     cut, packet = _reason(error), None
                 if packet is None and not cut:
                     break
+                hidden += bool(packet and packet.is_discard)
                 try:
                     frames = packet.decode() if packet else _drained(stream)
                 except _FFMPEG_ERRORS as error:
@@ -232,16 +238,9 @@ class Media:
                         break
                     _check_pixels(self.path, yuv.width, yuv.height, self.limits)
                     damaged += bool(yuv.is_corrupt)
-                    time_s = yuv.time
-                    if time_s is None or not np.isfinite(time_s):
-                        time_s = float(index / self.info.frame_rate)
-                    if rotation != yuv.rotation:
-                        # Asked seldom: a frame whose side data was looked at is freed late.
-                        rotation, orientation = yuv.rotation, _orientation(yuv)
-                        if index == 0:
-                            self.turned = _turn(orientation)
-                    yield Picture(index, float(time_s), yuv, orientation)
+                    yield self._picture(index, yuv, upright)
                     index += 1
+        self.n_frames = self.n_decoded = index
         if index == 0:
             raise DfdetectError(
                 f"{self.path}: no frame could be decoded" + (f" ({cut})" if cut else ""),
@@ -253,8 +252,74 @@ class Media:
             self._warn(f"only the first {index} frames were decoded, the limit")
         elif cut:
             self._warn(f"the file is cut after frame {index} ({cut})")
-        elif self.info.n_frames and index < self.info.n_frames:
-            self._warn(f"{index} of {self.info.n_frames} announced frames decode")
+        elif self.info.n_frames and index + hidden < self.info.n_frames:
+            self._warn(f"{index + hidden} of {self.info.n_frames} announced frames decode")
+        self._warn_of_hidden(hidden)
+
+    def chosen(self, choose: Callable[[int], Collection[int]]) -> Iterator[Picture]:
+        """Of n frames those with the indices `choose(n)`, the same pictures as `pictures()` gives,
+        but no others are decoded than they need. Damage elsewhere goes unseen.
+
+        Errors: Irregular, at any time, where only `pictures()` can tell which frames there are;
+        DfdetectError, as there.
+        """
+        if self._still is not None:
+            yield from self.pictures()
+            return
+        packets = self._packets()
+        order = order_of(packets)
+        n_frames = len(order)
+        if len(packets) < (self.info.n_frames or 0) or n_frames > (self.limits.max_frames or inf):
+            raise Irregular
+        wanted = {order[i]: i for i in sorted(choose(n_frames))}
+        need = needed(packets, wanted)
+        left, upright = iter(wanted), _Upright()
+        self.n_frames, self.n_decoded = n_frames, 0
+        with self._container() as (container, stream):
+            try:
+                for yuv in _decoded(container, stream, packets, need, wanted):
+                    self.n_decoded += 1
+                    _check_pixels(self.path, yuv.width, yuv.height, self.limits)
+                    if yuv.is_corrupt:
+                        raise Irregular
+                    if yuv.pts in wanted:
+                        if yuv.pts != next(left, None):
+                            raise Irregular
+                        yield self._picture(wanted[yuv.pts], yuv, upright)
+            except _FFMPEG_ERRORS as error:
+                raise Irregular from error
+        if next(left, None) is not None:
+            raise Irregular
+        self._warn_of_hidden(len(packets) - n_frames)
+
+    def _packets(self) -> list[Packet]:
+        """Errors: Irregular if one is damaged, or has no time, or the file is cut."""
+        with self._container() as (container, stream):
+            codec, configuration = stream.codec_context.name, stream.codec_context.extradata or b""
+            if stream.codec_context.codec.canonical_name not in CODECS:
+                raise Irregular
+            packets = []
+            try:
+                for packet in container.demux(stream):
+                    if not packet.size:
+                        continue
+                    if packet.pts is None or packet.is_corrupt or len(packets) == MOST:
+                        raise Irregular
+                    is_start = packet.is_keyframe and starts_anew(
+                        codec, bytes(packet), configuration
+                    )
+                    packets.append(Packet(packet.pts, is_start, not packet.is_discard))
+            except _FFMPEG_ERRORS as error:
+                raise Irregular from error
+        return packets
+
+    def _picture(self, index: int, yuv: av.VideoFrame, upright: "_Upright") -> Picture:
+        time_s = yuv.time
+        if time_s is None or not np.isfinite(time_s):
+            time_s = float(index / self.info.frame_rate)
+        if upright.rotation is None:
+            self.turned = _turn(upright.of(yuv))
+        return Picture(index, float(time_s), yuv, upright.of(yuv))
 
     @contextlib.contextmanager
     def sound(self) -> Iterator["_Sound | None"]:
@@ -266,6 +331,10 @@ class Media:
                 streams = [s for s in container.streams.audio if s.codec_context is not None]
             usable = streams and streams[0].codec_context.name in _SOUND_IN_MP4
             yield _Sound(container, streams[0]) if usable else None
+
+    def _warn_of_hidden(self, n_frames: int) -> None:
+        if n_frames:
+            self._warn(f"the file hides {n_frames} frames by an edit list; they were not looked at")
 
     def _warn(self, note: str) -> None:
         if note not in self.warnings:
@@ -405,23 +474,24 @@ def sample_indices(n_frames: int, n_wanted: int) -> list[int]:
     return sorted({(2 * i + 1) * n_frames // (2 * n_wanted) for i in range(n_wanted)} - {n_frames})
 
 
-def sample_frames(media: Media, n_wanted: int) -> Iterator[Frame]:
-    """`n_wanted` frames spread evenly over those that decode, in one sequential pass.
+def sample(media: Media, n_wanted: int, see: Callable[[Iterator[Picture]], T]) -> T:
+    """What `see` makes of `n_wanted` pictures spread evenly over those that decode.
 
-    The packet count tells where they lie; when fewer or more frames decode than packets promised,
-    the choice is made again over the true count.
+    Packets tell where they lie. Where they do not, or other frames come than they told, all that
+    `see` has seen is forgotten, everything is decoded, and if another number of frames comes than
+    expected, the choice is made again over the true one.
     """
-    n_frames = media.count_frames()
-    chosen = set(sample_indices(n_frames, n_wanted)) if n_frames else set()
-    frames, n_decoded = [], 0
-    for picture in media.pictures():
-        n_decoded += 1
-        if picture.index in chosen:
-            frames.append(picture.frame())
-    if n_decoded != n_frames:
-        chosen = set(sample_indices(n_decoded, n_wanted))
-        frames = (picture.frame() for picture in media.pictures() if picture.index in chosen)
-    yield from frames
+    try:
+        return see(media.chosen(lambda n: sample_indices(n, n_wanted)))
+    except Irregular:
+        n_frames = media.count_frames()
+    for _ in range(2):
+        wanted = set(sample_indices(n_frames, n_wanted))
+        seen = see(picture for picture in media.pictures() if picture.index in wanted)
+        if media.n_frames == n_frames:
+            break
+        n_frames = media.n_frames
+    return seen
 
 
 class H264Loop:
@@ -634,12 +704,47 @@ def _sha256(descriptor: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _decoded(
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    packets: Sequence[Packet],
+    need: Sequence[bool],
+    wanted: Container[int],
+) -> Iterator[av.VideoFrame]:
+    """Frames of the packets that are needed; of those that no other refers to only the `wanted`.
+
+    H.264 alone says of a frame that no other refers to it. Errors: libav's own; Irregular if other
+    packets come than before.
+    """
+    decoder, expected = stream.codec_context, zip(packets, need, strict=True)
+    can_leave_out = decoder.codec.canonical_name == "h264"
+    gap = False
+    for read in container.demux(stream):
+        if not read.size:
+            continue
+        packet, is_needed = next(expected, (None, False))
+        if packet is None or packet.pts != read.pts:
+            raise Irregular
+        if is_needed:
+            if gap and packet.is_start:
+                yield from _drained(stream)
+                decoder.flush_buffers()
+            if can_leave_out:
+                decoder.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+            yield from decoder.decode(read)
+        gap = not is_needed
+    yield from _drained(stream)
+
+
 def _drained(stream: av.VideoStream) -> list[av.VideoFrame]:
-    """Frames that the decoder still holds back for reordering."""
+    """Frames that the decoder still holds back for reordering, with the clock of their stream."""
     try:
-        return stream.codec_context.decode(None)
+        frames = stream.codec_context.decode(None)
     except _FFMPEG_ERRORS:
         return []
+    for frame in frames:
+        frame.time_base = stream.time_base
+    return frames
 
 
 def _info(
@@ -754,6 +859,20 @@ def _orientation(yuv: av.VideoFrame) -> tuple[int, int, int, int]:
                 turned = abs(int(matrix[0])) < abs(int(matrix[1]))
                 return (0, b or 1, c or 1, 0) if turned else (a or 1, 0, 0, d or 1)
     return (1, 0, 0, 1)
+
+
+class _Upright:
+    """How frames are turned; looked at only where it changes, for a frame whose side data was
+    looked at is freed late."""
+
+    def __init__(self) -> None:
+        self.rotation: int | None = None
+        self._orientation = (1, 0, 0, 1)
+
+    def of(self, yuv: av.VideoFrame) -> tuple[int, int, int, int]:
+        if self.rotation != yuv.rotation:
+            self.rotation, self._orientation = yuv.rotation, _orientation(yuv)
+        return self._orientation
 
 
 def _turn(orientation: tuple[int, int, int, int]) -> tuple[int, bool]:

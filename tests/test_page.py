@@ -43,7 +43,8 @@ def verdict_of(name="clip.mp4", scores=(0.2, 0.9, 0.4), call="likely-fake", **mo
     media = MediaFacts(
         n_bytes=1234, container="mov", codec="h264", pix_fmt="yuv420p", width=320, height=240,
         rotation=0, mirrored=False, frame_rate=25.0, duration_s=3.2, bits_per_pixel=0.1,
-        n_frames=80, n_announced=80, frames_used=USED, n_faces=len(frames), limits_hit=[],
+        n_frames=80, n_decoded=60, n_announced=80, frames_used=USED, n_faces=len(frames),
+        limits_hit=[],
     )  # fmt: skip
     score = float(np.mean(scores)) if scores else None
     verdict = Verdict(
@@ -182,7 +183,9 @@ def test_it_tells_what_was_examined_and_what_was_not():
     verdict = replace(verdict, media=replace(verdict.media, limits_hit=["--max-frames"]))
     text = words(page_of(verdict))
     assert "8 of 80 frames, spread evenly from 0.00 to 2.80 s" in text
-    assert "The other 72 frames." in text and "Faces narrower than about 40 px" in text
+    assert "The other 72 frames, and damage in them." in text
+    assert "frames decoded 60: those looked at" in text
+    assert "Faces narrower than about 40 px" in text
     assert "limits that were reached: --max-frames." in text and "No limit" not in text
     assert "small face: 30 px wide" in text and "said elsewhere" not in text
 

@@ -192,7 +192,7 @@ def test_a_codec_that_is_not_on_the_list_is_named(place, tmp_path):
 def test_the_report_tells_what_was_examined_and_with_what(place, scanner, tmp_path):
     path = write_clip(tmp_path / "clip.mp4", 1, 12)
     told = scanner(path).as_json()
-    assert json.loads(json.dumps(told, allow_nan=False))["schema_version"] == 2
+    assert json.loads(json.dumps(told, allow_nan=False))["schema_version"] == 3
     assert told["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     media = told["media"]
     assert (media["n_bytes"], media["container"], media["codec"]) == (

@@ -1,6 +1,7 @@
 """Decoding and re-encoding on real codecs."""
 
 import hashlib
+from collections.abc import Iterable
 from fractions import Fraction
 
 import av
@@ -12,15 +13,20 @@ from PIL import Image
 
 from dfdetect.errors import DfdetectError
 from dfdetect.video import (
+    Frame,
     H264Loop,
     Limits,
     Picture,
     open_media,
     probe,
-    sample_frames,
+    sample,
     sample_indices,
     write_video,
 )
+
+
+def frames_of(pictures: Iterable[Picture]) -> list[Frame]:
+    return [picture.frame() for picture in pictures]
 
 
 def test_samples_spread_over_the_whole_video():
@@ -33,7 +39,7 @@ def test_sampled_frames_are_the_frames_asked_for(tmp_path):
     frames = [np.full((64, 64, 3), 10 * i, np.uint8) for i in range(20)]
     (tmp_path / "ramp.mp4").write_bytes(write_video(frames, 25, crf=1))
     with open_media(tmp_path / "ramp.mp4") as media:
-        found = list(sample_frames(media, 5))
+        found = sample(media, 5, frames_of)
     assert [f.index for f in found] == [2, 6, 10, 14, 18]
     assert [f.time_s for f in found] == pytest.approx([i / 25 for i in (2, 6, 10, 14, 18)])
     for frame in found:
@@ -46,7 +52,7 @@ def test_a_cut_file_gives_its_intact_frames_and_a_warning(tmp_path):
     content = path.read_bytes()
     (tmp_path / "cut.mp4").write_bytes(content[: len(content) * 2 // 3])
     with open_media(tmp_path / "cut.mp4") as media:
-        frames = list(sample_frames(media, 6))
+        frames = sample(media, 6, frames_of)
         assert len(frames) == 6
         assert frames[-1].index < 23
         assert any("of 24 announced frames decode" in warning for warning in media.warnings)
@@ -64,7 +70,7 @@ def test_the_display_matrix_turns_the_picture_upright(tmp_path):
         path.write_bytes(write_video([np.ascontiguousarray(stored)] * 3, 25, crf=4))
         _set_rotation(path, angle)
         with open_media(path) as media:
-            shown = next(iter(sample_frames(media, 1))).image
+            shown = sample(media, 1, frames_of)[0].image
         assert np.abs(shown.astype(int) - meant).mean() < 4, angle
 
 
@@ -75,14 +81,14 @@ def test_exif_orientation_is_applied(tmp_path):
     stored = Image.fromarray(np.ascontiguousarray(np.rot90(meant)))
     stored.save(tmp_path / "turned.png", exif=exif)
     with open_media(tmp_path / "turned.png") as media:
-        assert np.array_equal(next(iter(sample_frames(media, 1))).image, meant)
+        assert np.array_equal(sample(media, 1, frames_of)[0].image, meant)
 
 
 def test_16_bit_greys_are_scaled_and_not_clipped(tmp_path):
     grey = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
     cv2.imwrite(str(tmp_path / "grey.png"), grey)
     with open_media(tmp_path / "grey.png") as media:
-        image = next(iter(sample_frames(media, 1))).image
+        image = sample(media, 1, frames_of)[0].image
     assert np.array_equal(image[..., 0].reshape(-1), np.arange(256))
 
 

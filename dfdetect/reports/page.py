@@ -264,7 +264,9 @@ def _examined(verdict: Verdict, n_drawn: int) -> Iterator[str]:
 def _left_out(verdict: Verdict) -> Iterator[str]:
     used, media = indices_used(verdict), verdict.media
     if media and media.n_frames > len(used):
-        yield f"The other {media.n_frames - len(used)} frames."
+        rest = media.n_frames - len(used)
+        decoded = ", and damage in them" if media.n_decoded < media.n_frames else ""
+        yield f"The other {rest} frames{decoded}."
     smallest = verdict.settings.get("crop", {}).get("min_face_px")
     if smallest:
         yield f"Faces narrower than about {smallest} px, and those that the search did not find."
@@ -287,6 +289,11 @@ def _file(verdict: Verdict) -> Iterator[tuple[str, str]]:
         rate = f"{media.frame_rate:.4g} a second" if media.frame_rate else "of unknown rate"
         claimed = "" if media.n_announced is None else f", {media.n_announced} announced"
         yield "frames", f"{media.n_frames}, {rate}{claimed}"
+        if media.n_decoded < media.n_frames:
+            yield (
+                "frames decoded",
+                f"{media.n_decoded}: those looked at and those that they are predicted from",
+            )
         if media.duration_s is not None:
             yield "duration", f"{media.duration_s:.2f} s"
         looks = ", ".join(f"{index} ({time_s:.2f} s)" for index, time_s in media.frames_used)

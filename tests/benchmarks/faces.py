@@ -22,7 +22,7 @@ from facenet_pytorch import MTCNN
 
 from dfdetect.faces import CropRecipe, FaceFinder
 from dfdetect.mtcnn import Cascade, Detections
-from dfdetect.video import open_media, sample_frames
+from dfdetect.video import open_media, sample
 
 MEDIA = Path(
     os.environ.get("DFDETECT_MEDIA", Path(__file__).parents[3] / "shared" / "media")
@@ -126,7 +126,7 @@ def accuracy(videos: list[dict], stock: MTCNN) -> None:
 
 def frames_of(video: dict, n: int) -> list[np.ndarray]:
     with open_media(MEDIA / video["path"]) as media:
-        return [frame.image for frame in sample_frames(media, n)]
+        return sample(media, n, lambda pictures: [picture.rgb() for picture in pictures])
 
 
 def stock_faces(stock: MTCNN, image: np.ndarray) -> Detections:

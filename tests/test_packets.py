@@ -1,0 +1,187 @@
+"""Some frames of a video without decoding the rest: they are the same to the last bit."""
+
+import io
+from collections.abc import Iterator
+
+import av
+import numpy as np
+import pytest
+
+from dfdetect.packets import Irregular, Packet, needed, order_of
+from dfdetect.video import Limits, open_media, sample, sample_indices
+
+N_FRAMES = 150
+
+
+def footage(n_frames: int = N_FRAMES) -> Iterator[np.ndarray]:
+    """Noise that drifts and a square that jumps: a frame predicted from the wrong one shows."""
+    rng = np.random.default_rng(0)
+    wall = np.kron(rng.integers(0, 255, (24, 80, 3)), np.ones((4, 4, 1))).astype(np.uint8)
+    for i in range(n_frames):
+        frame = np.roll(wall, 3 * i, 1)[:, :128].copy()
+        top, left = 7 * i % 80, 11 * i % 112
+        frame[top : top + 16, left : left + 16] = 40 + i % 200
+        yield frame
+
+
+def encoded(container: str, codec: str, options: dict[str, str], n_frames=N_FRAMES) -> bytes:
+    content = io.BytesIO()
+    with av.open(content, "w", format=container) as target:
+        stream = target.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        stream.options = options
+        for i, image in enumerate(footage(n_frames)):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts = i
+            target.mux(stream.encode(frame))
+        target.mux(stream.encode(None))
+    return content.getvalue()
+
+
+def seen(pictures) -> list[tuple[int, float, bytes]]:
+    return [(picture.index, picture.time_s, picture.rgb().tobytes()) for picture in pictures]
+
+
+X264 = {"g": "40", "x264-params": "scenecut=0:log=-1"}
+X265 = {"x265-params": "keyint=40:scenecut=0:log-level=none"}
+
+
+@pytest.mark.parametrize(
+    ("container", "codec", "options", "most_decoded"),
+    [
+        ("mp4", "libx264", X264, 60),
+        ("mp4", "libx264", {"g": "999", "x264-params": "b-pyramid=strict:log=-1"}, 85),
+        ("mp4", "libx264", {"g": "40", "x264-params": "open-gop=1:log=-1"}, 85),
+        ("mp4", "libx264", {"g": "40", "x264-params": "intra-refresh=1:log=-1"}, 85),
+        ("mp4", "libx264", {"g": "40", "x264-params": "tff=1:log=-1"}, 85),
+        ("matroska", "libx264", X264, 60),
+        ("flv", "libx264", X264, 60),
+        ("mp4", "libx265", X265, 100),
+        ("matroska", "libx265", {"x265-params": X265["x265-params"] + ":open-gop=0"}, 100),
+        ("mp4", "libx265", {"x265-params": X265["x265-params"] + ":temporal-layers=3"}, 100),
+        ("webm", "libvpx-vp9", {"g": "40", "cpu-used": "8", "deadline": "realtime"}, 100),
+        ("mp4", "libsvtav1", {"g": "40", "preset": "12"}, 100),
+        ("webm", "libvpx", {"g": "40", "cpu-used": "8", "auto-alt-ref": "1"}, 150),
+        ("mpegts", "libx264", X264, 150),
+        ("avi", "mpeg4", {"g": "40"}, 150),
+    ],
+)
+def test_sampled_frames_are_those_of_a_full_decode(container, codec, options, most_decoded):
+    if codec not in av.codecs_available:
+        pytest.skip(f"this build of PyAV has no {codec}")
+    content = encoded(container, codec, options)
+    with open_media("made", content=content) as media:
+        whole = seen(media.pictures())
+    for n_wanted in (1, 5, 32):
+        with open_media("made", content=content) as media:
+            sampled = sample(media, n_wanted, seen)
+            assert sampled == [whole[i] for i in sample_indices(len(whole), n_wanted)]
+            assert media.n_frames == len(whole) and media.warnings == []
+            assert media.n_decoded <= most_decoded or n_wanted == 32
+
+
+def test_a_packet_that_stands_alone_only_by_the_container_s_word_is_no_start():
+    """Behind x264's recovery points frames still refer to what lies before them."""
+    content = encoded("mp4", "libx264", {"g": "40", "x264-params": "open-gop=1:log=-1"})
+    with open_media("made", content=content) as media:
+        starts = [packet.is_start for packet in media._packets()]
+        assert starts == [True] + [False] * (N_FRAMES - 1)
+
+
+def test_frames_before_an_edit_list_s_beginning_are_left_out_and_told():
+    plain, content = encoded("mp4", "libx264", X264), io.BytesIO()
+    with av.open(io.BytesIO(plain)) as source, av.open(content, "w", format="mp4") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.size:
+                packet.pts, packet.dts = packet.pts - 10 * 512, packet.dts - 10 * 512
+                packet.stream = stream
+                target.mux(packet)
+    with open_media("made", content=content.getvalue()) as media:
+        whole = seen(media.pictures())
+        assert len(whole) == N_FRAMES - 10
+        assert sample(media, 5, seen) == [whole[i] for i in sample_indices(len(whole), 5)]
+        assert media.n_decoded < N_FRAMES / 2
+        assert media.warnings == [
+            "the file hides 10 frames by an edit list; they were not looked at"
+        ]
+
+
+def _damaged(content: bytes, position: int) -> bytes:
+    """With noise in the middle of the packet at `position`."""
+    with av.open(io.BytesIO(content)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    at = content.index(packets[position]) + len(packets[position]) // 3
+    noise = np.random.default_rng(1).bytes(len(packets[position]) // 2)
+    return content[:at] + noise + content[at + len(noise) :]
+
+
+def test_damage_in_what_is_needed_is_told_and_the_rest_is_decoded_in_full():
+    content = _damaged(encoded("mp4", "libx264", X264), 40)  # the second key frame
+    with open_media("made", content=content) as media:
+        whole = seen(media.pictures())
+        told = list(media.warnings)
+    assert any("damaged" in warning for warning in told)
+    with open_media("made", content=content) as media:
+        sampled = sample(media, 5, seen)
+        assert sampled == [whole[i] for i in sample_indices(len(whole), 5)]
+        assert media.warnings == told and media.n_decoded == len(whole)
+
+
+def test_damage_that_no_chosen_frame_depends_on_changes_none_of_them():
+    whole = encoded("mp4", "libx264", X264)
+    with open_media("made", content=whole) as media:
+        undamaged = sample(media, 5, seen)
+    with open_media("made", content=_damaged(whole, 39)) as media:  # before the second key frame
+        assert sample(media, 5, seen) == undamaged and media.warnings == []
+
+
+def test_of_a_video_beyond_the_frame_limit_only_the_beginning_is_sampled():
+    content = encoded("mp4", "libx264", X264)
+    with open_media("made", Limits(max_frames=50), content) as media:
+        assert [index for index, _, _ in sample(media, 5, seen)] == sample_indices(50, 5)
+        assert media.warnings == ["only the first 50 frames were decoded, the limit"]
+
+
+def test_a_picture_is_its_own_only_frame(tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    with open_media(tmp_path / "a.png") as media:
+        assert [index for index, _, _ in sample(media, 5, seen)] == [0]
+        assert media.n_frames == media.n_decoded == 1
+
+
+# --- the plan alone --------------------------------------------------------------------------
+
+
+def stored(*packets: str) -> list[Packet]:
+    """From words: a start has an S before its pts, a frame that is not shown an x behind it."""
+    return [Packet(int(p.strip("Sx")), p[0] == "S", p[-1] != "x") for p in packets]
+
+
+def test_decoding_goes_back_to_the_last_start_and_ends_with_the_frame():
+    packets = stored("S0", "1", "2", "S3", "4", "5", "S6", "7")
+    assert needed(packets, {4}) == [False] * 3 + [True, True] + [False] * 3
+    assert needed(packets, {1, 6}) == [True, True] + [False] * 4 + [True, False]
+
+
+def test_a_frame_shown_before_a_start_stored_before_it_needs_the_start_before_that():
+    packets = stored("S0", "1", "S4", "2", "3", "5")
+    assert needed(packets, {3}) == [True] * 5 + [False]
+    assert needed(packets, {5}) == [False, False, True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    "packets",
+    [
+        stored("S0", "1", "1"),  # which of them is a frame's?
+        stored("0", "S1", "2"),  # the first cannot be decoded
+        stored("S2", "0", "1", "3"),  # nor can what refers to something before the file
+        stored("S0x", "1x"),
+        [],
+    ],
+)
+def test_packets_that_do_not_tell_the_frames_are_no_ground_for_a_plan(packets):
+    with pytest.raises(Irregular):
+        order_of(packets)
