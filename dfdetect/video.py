@@ -14,7 +14,7 @@ import os
 import stat
 import tempfile
 import warnings as python_warnings
-from collections.abc import Callable, Collection, Container, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import inf
@@ -266,18 +266,20 @@ class Media:
         if self._still is not None:
             yield from self.pictures()
             return
-        packets = self._packets()
-        order = order_of(packets)
-        n_frames = len(order)
-        if len(packets) < (self.info.n_frames or 0) or n_frames > (self.limits.max_frames or inf):
-            raise Irregular
-        wanted = {order[i]: i for i in sorted(choose(n_frames))}
-        need = needed(packets, wanted)
-        left, upright = iter(wanted), _Upright()
-        self.n_frames, self.n_decoded = n_frames, 0
         with self._container() as (container, stream):
+            packets = _packets(container, stream)
+            order = order_of(packets)
+            n_frames = len(order)
+            if len(packets) < (self.info.n_frames or 0):
+                raise Irregular
+            if n_frames > (self.limits.max_frames or inf):
+                raise Irregular
+            wanted = {order[i]: i for i in sorted(choose(n_frames))}
+            left, upright = iter(wanted), _Upright()
+            self.n_frames, self.n_decoded = n_frames, 0
             try:
-                for yuv in _decoded(container, stream, packets, need, wanted):
+                container.seek(0)
+                for yuv in _decoded(container, stream, packets, wanted):
                     self.n_decoded += 1
                     _check_pixels(self.path, yuv.width, yuv.height, self.limits)
                     if yuv.is_corrupt:
@@ -291,27 +293,6 @@ class Media:
         if next(left, None) is not None:
             raise Irregular
         self._warn_of_hidden(len(packets) - n_frames)
-
-    def _packets(self) -> list[Packet]:
-        """Errors: Irregular if one is damaged, or has no time, or the file is cut."""
-        with self._container() as (container, stream):
-            codec, configuration = stream.codec_context.name, stream.codec_context.extradata or b""
-            if stream.codec_context.codec.canonical_name not in CODECS:
-                raise Irregular
-            packets = []
-            try:
-                for packet in container.demux(stream):
-                    if not packet.size:
-                        continue
-                    if packet.pts is None or packet.is_corrupt or len(packets) == MOST:
-                        raise Irregular
-                    is_start = packet.is_keyframe and starts_anew(
-                        codec, bytes(packet), configuration
-                    )
-                    packets.append(Packet(packet.pts, is_start, not packet.is_discard))
-            except _FFMPEG_ERRORS as error:
-                raise Irregular from error
-        return packets
 
     def _picture(self, index: int, yuv: av.VideoFrame, upright: "_Upright") -> Picture:
         time_s = yuv.time
@@ -704,19 +685,38 @@ def _sha256(descriptor: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> list[Packet]:
+    """Errors: Irregular if one is damaged, or has no time, or the file is cut."""
+    decoder, packets = stream.codec_context, []
+    codec, configuration = decoder.codec.canonical_name, decoder.extradata or b""
+    if codec not in CODECS:
+        raise Irregular
+    try:
+        for packet in container.demux(stream):
+            if not packet.size:
+                continue
+            if packet.pts is None or packet.is_corrupt or len(packets) == MOST:
+                raise Irregular
+            is_start = packet.is_keyframe and starts_anew(codec, bytes(packet), configuration)
+            packets.append(Packet(packet.pts, is_start, not packet.is_discard))
+    except _FFMPEG_ERRORS as error:
+        raise Irregular from error
+    return packets
+
+
 def _decoded(
     container: av.container.InputContainer,
     stream: av.VideoStream,
     packets: Sequence[Packet],
-    need: Sequence[bool],
-    wanted: Container[int],
+    wanted: Collection[int],
 ) -> Iterator[av.VideoFrame]:
-    """Frames of the packets that are needed; of those that no other refers to only the `wanted`.
+    """Frames of the packets that the `wanted` need; of those that no other refers to only the
+    wanted ones themselves. H.264 alone says of a frame that no other refers to it.
 
-    H.264 alone says of a frame that no other refers to it. Errors: libav's own; Irregular if other
-    packets come than before.
+    Errors: libav's own; Irregular if other packets come than before.
     """
-    decoder, expected = stream.codec_context, zip(packets, need, strict=True)
+    decoder = stream.codec_context
+    expected = zip(packets, needed(packets, wanted), strict=True)
     can_leave_out = decoder.codec.canonical_name == "h264"
     gap = False
     for read in container.demux(stream):

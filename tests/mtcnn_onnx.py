@@ -3,6 +3,12 @@
     python tests/mtcnn_onnx.py        # writes dfdetect/assets/{p,r,o}net.onnx anew
 
 Input `images` uint8 [n,h,w,3] RGB, outputs as `dfdetect.mtcnn.Networks` says.
+
+The same functions, written for ONNX Runtime, which computes convolutions on blocks of 16 channels
+and reorders memory wherever something else comes between (tests/benchmarks/faces.py):
+PReLU(y) = a y + (1 - a) relu(y) is two depthwise convolutions, the first 10 or 28 channels are
+filled up to 16 or 32 with zeros, the softmax of two is the sigmoid of their difference, and the
+scaling of pixels lies in the first weights.
 """
 
 from importlib.util import find_spec
@@ -26,7 +32,21 @@ OUTPUTS = {2: ["shifts", "scores"], 3: ["shifts", "landmarks", "scores"]}
 def weights_of(name: str) -> dict[str, np.ndarray]:
     folder = Path(find_spec("facenet_pytorch").origin).parent / "data"
     stored = torch.load(folder / f"{name}net.pt", map_location="cpu", weights_only=True)
-    return {key: tensor.numpy() for key, tensor in stored.items()}
+    weights = {key: tensor.numpy() for key, tensor in stored.items()}
+    first, scale = weights["conv1.weight"].astype(np.float64), 1 / 128
+    weights["conv1.bias"] = weights["conv1.bias"] - 127.5 * scale * first.sum((1, 2, 3))
+    weights["conv1.weight"] = first * scale
+    face = HEADS[name][-1]
+    key = f"dense{face}" if name in DENSE else f"conv{face}"
+    for part in (f"{key}.weight", f"{key}.bias"):
+        weights[part] = weights[part] - weights[part][::-1]
+    missing = -len(weights["conv1.bias"]) % 16
+    for part, axis in (
+        ("conv1.weight", 0), ("conv1.bias", 0), ("prelu1.weight", 0), ("conv2.weight", 1),
+    ):  # fmt: skip
+        padding = [(0, missing * (i == axis)) for i in range(weights[part].ndim)]
+        weights[part] = np.pad(weights[part], padding)
+    return {key: values.astype(np.float32) for key, values in weights.items()}
 
 
 def build(name: str) -> onnx.ModelProto:
@@ -44,18 +64,22 @@ def build(name: str) -> onnx.ModelProto:
         named = [constant(f"{key}.{part}", weights[f"{key}.{part}"]) for part in ("weight", "bias")]
         return add(kind, [at, *named], output, **attributes)
 
-    def prelu(at: str, number: str, shape: tuple[int, ...]) -> str:
-        key = f"prelu{number}.weight"
-        return add("PRelu", [at, constant(key, weights[key].reshape(shape))], f"active{number}")
+    def prelu(at: str, number: str) -> str:
+        slopes = weights[f"prelu{number}.weight"].reshape(-1, 1, 1, 1)
+        above = add("Relu", [at], f"above{number}")
+        parts = [
+            add("Conv", [of, constant(f"prelu{number}.{part}", values)], part + number,
+                group=len(slopes))
+            for of, part, values in ((above, "steep", 1 - slopes), (at, "slope", slopes))
+        ]  # fmt: skip
+        return add("Add", parts, f"active{number}")
 
-    at = add("Cast", ["images"], "levels", to=TensorProto.FLOAT)
-    at = add("Sub", [at, constant("middle", np.float32(127.5))], "centred")
-    at = add("Mul", [at, constant("range", np.float32(0.0078125))], "scaled")
-    at = add("Transpose", [at], "planes", perm=[0, 3, 1, 2])
+    at = add("Transpose", ["images"], "planes", perm=[0, 3, 1, 2])
+    at = add("Cast", [at], "levels", to=TensorProto.FLOAT)
     for i, step in enumerate(LAYERS[name]):
         if isinstance(step, int):
             at = layer("Conv", at, f"conv{step}", f"convolved{step}")
-            at = prelu(at, str(step), (-1, 1, 1))
+            at = prelu(at, str(step))
         else:
             (kernel, stride), shape = step, f"pooled{i}"
             at = add(
@@ -66,7 +90,8 @@ def build(name: str) -> onnx.ModelProto:
         at = add("Transpose", [at], "turned", perm=[0, 3, 2, 1])
         at = add("Flatten", [at], "flat")
         at = layer("Gemm", at, f"dense{DENSE[name]}", "dense", transB=1)
-        at = prelu(at, DENSE[name], (-1,))
+        key = f"prelu{DENSE[name]}.weight"
+        at = add("PRelu", [at, constant(key, weights[key])], "active")
     for head, output in zip(HEADS[name], outputs, strict=True):
         raw = "face" if output == "scores" else output
         if name in DENSE:
@@ -74,7 +99,7 @@ def build(name: str) -> onnx.ModelProto:
         else:
             layer("Conv", at, f"conv{head}", raw)
         if raw == "face":
-            add("Softmax", [raw], output, axis=1)
+            add("Sigmoid", [raw], output)
     where = [] if name in DENSE else ["y", "x"]
     sizes = [2 if output == "scores" else 10 if output == "landmarks" else 4 for output in outputs]
     side = {"p": ["h", "w"], "r": [24, 24], "o": [48, 48]}[name]
