@@ -16,13 +16,11 @@ are the source's also where c40 was scored, so they would tell nothing sure of a
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from dfdetect.audit import person
 from dfdetect.checkpoint import (
     AucBounds,
     Calibration,
@@ -37,7 +35,17 @@ from dfdetect.data import check_crops, default_workers
 from dfdetect.errors import DfdetectError, unknown
 from dfdetect.faces import CropRecipe
 from dfdetect.files import read_json, sha256_of
-from dfdetect.manifest import Sample, fingerprint, read_samples, read_table
+from dfdetect.independence import (
+    Row,
+    Traces,
+    of_split,
+    shared_with_train,
+    traces,
+    trained_folders,
+    video_of,
+    what_trained,
+)
+from dfdetect.manifest import Sample, fingerprint, read_samples
 from dfdetect.metrics import (
     LEAST_SCORE,
     Sigmoid,
@@ -59,7 +67,6 @@ from dfdetect.resampling import interval, resampled
 from dfdetect.results import Prediction, Scorer
 from dfdetect.runs import leaves
 from dfdetect.scoring import MIN_COVERAGE
-from dfdetect.training_data import rows_used
 from dfdetect.validation import at_worst_quality, calibrated_decision
 
 METHODS = ("platt", "temperature")
@@ -409,17 +416,6 @@ def _counts(labels: np.ndarray) -> dict[str, int]:
 # --- data ------------------------------------------------------------------------------------
 
 
-Row = Mapping[str, Any]
-
-
-def _is_val(row: Row) -> bool:
-    return row["split"] == "val"
-
-
-def _is_train(row: Row) -> bool:
-    return row["split"] == "train"
-
-
 def _val_rows(folder: Path, prefix: str) -> list[Sample]:
     rows = read_samples(folder, "val", prefix)
     if not rows:
@@ -499,43 +495,9 @@ def _missing_qualities(info: CheckpointInfo, rows: Sequence[Prediction]) -> list
     return [f"trained at {', '.join(missing)}, which this data does not hold (it has {found})"]
 
 
-class _Traces(NamedTuple):
-    """Names of what is in a split: people, videos, and how the hashes of their files begin."""
-
-    people: set[str]
-    videos: set[str]
-    files: set[str]
-
-
-def _traces(folders: Sequence[Path], chosen: Callable[[Row], bool]) -> _Traces:
-    traces = _Traces(set(), set(), set())
-    for folder in folders:
-        columns = ["dataset", "video_id", "identities", "split", "source_sha256"]
-        for row in read_table(folder, columns).to_pylist():
-            if chosen(row):
-                traces.people.update(person(row["dataset"], i) for i in row["identities"] or ())
-                traces.videos.add(_video(row))
-                traces.files.update({(row["source_sha256"] or "")[:12]} - {""})
-    return traces
-
-
-def _video(row: Row) -> str:
-    return f"{row['dataset']}/{row['video_id']}"
-
-
-def _refuse_trained(here: _Traces, trained: Sequence[Path], what: str) -> None:
+def _refuse_trained(here: Traces, trained: Sequence[Path], what: str) -> None:
     """Errors: DfdetectError if anything that is `here` is in the train split of `trained`."""
-    train = _traces(trained, _is_train)
-    shared = {
-        name: sorted(mine & theirs)
-        for name, mine, theirs in zip(_Traces._fields, here, train, strict=True)
-        if mine & theirs
-    }
-    if shared:
-        told = "; ".join(
-            f"{len(names)} {kind}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-            for kind, names in shared.items()
-        )
+    if told := shared_with_train(here, trained):
         raise DfdetectError(
             f"{what}, which are in the train split of {', '.join(map(str, trained))} ({told})",
             "calibrate on people and videos that it was not trained on (one name in one dataset "
@@ -549,16 +511,13 @@ def _independence(checkpoint: Checkpoint, data: Sequence[Path]) -> str:
     Errors: DfdetectError if anybody or anything of it was trained on, or if the model was validated
     on it and its run accepted a leak.
     """
-    is_same = _fingerprint_of(checkpoint.info, data) == checkpoint.info.data["fingerprint"]
-    trained = list(data)
-    if not is_same:
-        trained = _trained_folders(checkpoint.path.parent, checkpoint.info.data["fingerprint"])
+    trained = what_trained(checkpoint, data)
     if not trained:
         return "these were not compared with what it was trained on, which is not there"
-    here = _traces(data, _is_val)
+    here = traces(data, of_split("val"))
     where = ", ".join(map(str, data))
     _refuse_trained(here, trained, f"{where}: the model was trained on parts of the val split")
-    val = _traces(trained, _is_val)
+    val = traces(trained, of_split("val"))
     if not (here.videos & val.videos or here.files & val.files):
         what = "people and videos" if here.people else "videos (their people are not named)"
         return f"these are {what} that neither trained nor chose the model"
@@ -569,27 +528,6 @@ def _independence(checkpoint: Checkpoint, data: Sequence[Path]) -> str:
             "calibrate on a folder of its own",
         )
     return "some of these chose the checkpoint too: somewhat optimistic"
-
-
-def _trained_folders(run: Path, trained_on: str) -> list[Path]:
-    """Of a run on data of that fingerprint; empty if it is another run, or they are gone."""
-    about = read_json(run / "run.json") if (run / "run.json").exists() else {}
-    folders = [Path(name) for name in about.get("data", [])]
-    if about.get("fingerprint") != trained_on:
-        return []
-    return folders if all((folder / "manifest").is_dir() for folder in folders) else []
-
-
-def _fingerprint_of(info: CheckpointInfo, data: Sequence[Path]) -> str:
-    """What training would have recorded of this data."""
-    preset = check_preset(info.preset, "the model's preset")
-    rows = [
-        row
-        for i, folder in enumerate(data)
-        for row in rows_used(read_samples(folder, prefix=f"{i}:" * (len(data) > 1)), preset)
-        if not (row.label and any(fnmatchcase(row.manipulation, p) for p in preset.leave_out))
-    ]
-    return fingerprint(rows)
 
 
 # --- predictions of sister models ------------------------------------------------------------
@@ -630,7 +568,7 @@ def _refuse_twice(found: Mapping[Path, Predictions]) -> None:
             raise DfdetectError(
                 f"{file}: holds {crop[1]} at {crop[2]} {n} times", "write it anew with eval"
             )
-        videos = {_video(p._asdict()) for _, p in rows}
+        videos = {video_of(p._asdict()) for _, p in rows}
         if both := sorted(videos & seen.keys()):
             raise DfdetectError(
                 f"{file} and {seen[both[0]]}: {len(both)} videos are in both, as {both[0]}",
@@ -665,21 +603,21 @@ def _out_of_fold(found: Mapping[Path, Predictions]) -> str:
             raise DfdetectError(
                 f"{file}: holds predictions of a train split", "eval the split that was left out"
             )
-        labels = {_video(p._asdict()): p.label for p in rows}
+        labels = {video_of(p._asdict()): p.label for p in rows}
         counts.update(labels.values())
         model, videos = of_file.model, set(labels)
         run, trained_on = Path(model["path"]).parent, model["trained_on"]["fingerprint"]
-        if not (trained := _trained_folders(run, trained_on)):
+        if not (trained := trained_folders(run, trained_on)):
             compared = False
             continue
 
         def predicted(row: Row, videos: set[str] = videos) -> bool:
-            return _video(row) in videos
+            return video_of(row) in videos
 
-        here = _traces(trained, predicted)._replace(videos=videos)
+        here = traces(trained, predicted)._replace(videos=videos)
         _refuse_trained(here, trained, f"{file}: its model was trained on parts of it")
         named = named and bool(here.people)
-        chose = chose or bool(videos & _traces(trained, _is_val).videos)
+        chose = chose or bool(videos & traces(trained, of_split("val")).videos)
     n = len({of_file.model["sha256"] for of_file in found.values()})
     told = (
         f"these are scores of {f'{n} other models' if n > 1 else 'another model'} of this recipe, "

@@ -25,6 +25,7 @@ from dfdetect.embedding import FEWEST, Embedding, View, choose_crops, embedding_
 from dfdetect.errors import MOST_NAMED, DfdetectError, unknown
 from dfdetect.faces import CropRecipe
 from dfdetect.files import make_folder, read_json, write_json, write_whole
+from dfdetect.independence import of_split, shared_with_train, traces, what_trained
 from dfdetect.manifest import SPLITS, Sample, read_samples
 from dfdetect.predictions import (
     METRICS_SCHEMA,
@@ -144,6 +145,7 @@ def evaluate(
     warnings = [w for f in data for w in _crop_warnings(checkpoint, f)]
     for name, rows in chosen.items():
         warnings += _unseen_warnings(checkpoint, name, rows)
+    warnings += _seen_warnings(checkpoint, folders, split)
     facts: list[dict[str, Any]] = []
     for name, folder in folders.items():
         facts += _quality_facts(checkpoint, name, folder, chosen[name] + swept.get(name, []))
@@ -388,6 +390,23 @@ def _unseen_warnings(checkpoint: Checkpoint, name: str, rows: Sequence[Sample]) 
         *([f"{never} {', '.join(qualities)}"] if qualities else []),
         *([f"{never} the manipulations {manipulations}"] if manipulations else []),
     ]
+
+
+def _seen_warnings(checkpoint: Checkpoint, folders: Mapping[str, Path], split: str) -> list[str]:
+    """Where the model is measured on what it was trained on, or what chose its checkpoint."""
+    trained, warnings = what_trained(checkpoint, list(folders.values())), []
+    for name, folder in folders.items() if trained else ():
+        here, val = traces([folder], of_split(split)), traces(trained, of_split("val"))
+        if told := shared_with_train(here, trained):
+            warnings.append(
+                f"{name}: the model was trained on parts of its {split} split ({told}): figures of "
+                "it say nothing about what the model has not seen"
+            )
+        elif n := len(here.videos & val.videos):
+            warnings.append(
+                f"{name}: {n} videos of its {split} split chose the checkpoint: somewhat optimistic"
+            )
+    return warnings
 
 
 def _described(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from dfdetect.calibrate import (
     Options,
     Videos,
-    _fingerprint_of,
     calibrate,
     calibration_of,
     scan_scores,
@@ -20,6 +19,7 @@ from dfdetect.calibrate import (
 from dfdetect.checkpoint import Calibration, load_checkpoint, read_info, save_checkpoint
 from dfdetect.errors import DfdetectError
 from dfdetect.evaluate import evaluate
+from dfdetect.independence import fingerprint_of
 from dfdetect.manifest import read_table
 from dfdetect.metrics import (
     Sigmoid,
@@ -571,7 +571,7 @@ def test_forged_training_data_is_recognised(run, data):
     for more in ([], ["augment.forge.only=true", "leave_out=local-warp"]):
         preset = load_preset("bce-tiny", ["augment.forge.share=1", *more])
         info = read_info(run).model_copy(update={"preset": preset.model_dump(mode="json")})
-        assert _fingerprint_of(info, [data]) == load_training_data(preset, [data]).fingerprint
+        assert fingerprint_of(info, [data]) == load_training_data(preset, [data]).fingerprint
 
 
 # --- what is refused -------------------------------------------------------------------------

@@ -258,6 +258,23 @@ def test_what_the_model_never_trained_on_is_pointed_out(did, data):
     assert alone == together
 
 
+def test_what_the_model_was_trained_on_or_chosen_by_is_pointed_out(run, data, tmp_path):
+    def told(folder, split):
+        warnings = evaluate(run, [folder], "raw", split, rounds=0).warnings
+        return [w for w in warnings if w.startswith(f"{folder.name}: ")]
+
+    n_train = len({s.video_id for s in read_samples(data, "train")})
+    (warning,) = told(data, "train")
+    assert f"{n_train} videos: " in warning and "what the model has not seen" in warning
+    (warning,) = told(data, "val")
+    assert "chose the checkpoint: somewhat optimistic" in warning
+    assert told(data, "test") == []
+    # People are named by their dataset, so a copy under another name counts as the same.
+    copy = shutil.copytree(data, tmp_path / "copy")
+    (warning,) = told(copy, "train")
+    assert f"{n_train} videos: " in warning
+
+
 def test_unseen_is_all_that_was_never_trained_on_where_there_are_both_kinds():
     rows = [*BY_HAND, row("c", 0, "NT", "raw", 0.5)]
     cells = measure(rows, "d", "test", 0.45, trained=["DF", "not here"])
