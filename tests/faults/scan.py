@@ -386,7 +386,7 @@ def child_dies(place: Place, number: int, rng: random.Random) -> None:
         seen = run.workers()
         time.sleep(0.1)  # the first one does nothing, and is gone
         children = [pid for pid in run.workers() if pid in seen]
-    time.sleep(rng.uniform(0, 0.5))
+    time.sleep(rng.uniform(0, 0.2))
     number = (signal.SIGSEGV, signal.SIGKILL, signal.SIGSTOP)[number % 3]
     for pid in children:
         try:
