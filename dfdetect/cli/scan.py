@@ -190,10 +190,13 @@ def scan(
             if page and isinstance(result, DfdetectError):
                 page.add_error(path, result)
             elif overlay and not isinstance(result, DfdetectError):
-                bounds = scanner.scorer.bounds
-                for note in write_overlay(
-                    result, overlay, bounds.limits, bounds.max_seconds, bounds.max_memory_gb
-                ):
+                bounds, n_frames = scanner.scorer.bounds, result.media.n_frames
+                with progress("overlay", quiet or as_json) as update:
+                    notes = write_overlay(
+                        result, overlay, bounds.limits, bounds.max_seconds, bounds.max_memory_gb,
+                        on_frame=lambda n: update(n, n_frames, overlay.name),
+                    )  # fmt: skip
+                for note in notes:
                     warn(f"{overlay}: {note}")
 
         def tell_held(path: Path, record: dict) -> None:

@@ -7,7 +7,11 @@ A strip below the picture holds the verdict, so that no copy goes about without 
 """
 
 import io
-from collections.abc import Sequence
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,21 +48,42 @@ def write_overlay(
     limits: Limits = Limits(),
     max_seconds: float = 1800,
     max_memory_gb: float = 6,
+    on_frame: Callable[[int], None] = lambda n: None,
 ) -> list[str]:
     """Draw `verdict` into a copy of its file, `out`: .mp4 of a video, .png or .jpg of a picture.
-    Written whole or not at all. Returns notes on what is not as in the file.
+    Written whole or not at all. Returns notes on what is not as in the file. `on_frame` is told
+    now and then, from another thread, how many frames are drawn.
 
     Errors: DfdetectError for another suffix, a file that cannot be read or is not the one that the
     verdict is of, limits exceeded, a full disk.
     """
     checked_suffix(out)
     make_folder(out.parent)
-    with whole_file(out) as temporary:
-        job = _Job(verdict, temporary, out.suffix.lower(), limits)
+    with whole_file(out) as temporary, _counter(on_frame) as counter:
+        job = _Job(verdict, temporary, out.suffix.lower(), limits, counter)
         ((_, result),) = run_all(_draw_file, [job], 1, max_seconds, max_memory_gb)
         if isinstance(result, Died):
             raise DfdetectError(f"{verdict.input}: no overlay: {result.cause}", result.hint)
         return result
+
+
+@contextmanager
+def _counter(on_frame: Callable[[int], None]) -> Iterator[Path]:
+    """A file into which a child writes how many frames it has drawn."""
+    done = threading.Event()
+    with tempfile.NamedTemporaryFile() as file:
+
+        def watch() -> None:
+            while not done.wait(0.2):
+                on_frame(int.from_bytes(os.pread(file.fileno(), 8, 0), "little"))
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            yield Path(file.name)
+        finally:
+            done.set()
+            watcher.join()
 
 
 def checked_suffix(out: Path) -> None:
@@ -165,6 +190,7 @@ class _Job(NamedTuple):
     out: Path
     suffix: str
     limits: Limits
+    counter: Path
 
     def __str__(self) -> str:  # in messages
         return self.verdict.input
@@ -172,7 +198,10 @@ class _Job(NamedTuple):
 
 def _draw_file(job: _Job) -> list[str]:
     verdict = job.verdict
-    with open_media(verdict.input, job.limits) as media:
+    with (
+        open_media(verdict.input, job.limits) as media,
+        open(job.counter, "r+b", buffering=0) as counter,
+    ):
         if media.sha256() != verdict.sha256:
             raise DfdetectError(
                 f"{verdict.input}: has changed since it was scanned", "scan it again"
@@ -189,6 +218,8 @@ def _draw_file(job: _Job) -> list[str]:
             width = image.shape[1]
             if width not in below:
                 below[width] = strip(verdict, width, _font(image))
+            counter.seek(0)
+            counter.write((index + 1).to_bytes(8, "little"))
             return np.concatenate([image, below[width]])
 
         if still:
