@@ -310,27 +310,40 @@ MEASURE = """<!doctype html><title>measuring</title>
 }}</script>"""
 
 
-def test_a_browser_shows_it_on_360_pixels_without_scrolling_sideways(tmp_path):
+def in_browser(folder, page):
+    """What Chromium measures of `page` and logs."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no chromium here")
-    many = [verdict_of("x" * 250 + ".mp4"), verdict_of(HOSTILE[1], (0.1, 0.2)), verdict_of()]
-    (tmp_path / "report.html").write_text(page_of(*many))
-    (tmp_path / "measure.html").write_text(MEASURE.format("report.html"))
+    (folder / "report.html").write_text(page)
+    (folder / "measure.html").write_text(MEASURE.format("report.html"))
     flags = (
         "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
         "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        f"--user-data-dir={tmp_path / 'profile'}", "--allow-file-access-from-files",
+        f"--user-data-dir={folder / 'profile'}", "--allow-file-access-from-files",
         "--hide-scrollbars", "--enable-logging=stderr", "--dump-dom",
     )  # fmt: skip
     shown = subprocess.run(
-        [chromium, *flags, (tmp_path / "measure.html").as_uri()],
+        [chromium, *flags, (folder / "measure.html").as_uri()],
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     found = re.search(r"measured (\d+) (\d+) ([^<]+)", shown.stdout)
     assert found, shown.stderr[-2000:]
+    return found, shown.stderr
+
+
+def test_a_browser_shows_it_on_360_pixels_without_scrolling_sideways(tmp_path):
+    many = [verdict_of("x" * 250 + ".mp4"), verdict_of(HOSTILE[1], (0.1, 0.2)), verdict_of()]
+    found, log = in_browser(tmp_path, page_of(*many))
     assert int(found[1]) == 360 and int(found[2]) <= 360
-    assert "system-ui" in found[3] and "Content Security Policy" not in shown.stderr
+    assert "system-ui" in found[3] and "Content Security Policy" not in log
+
+
+def test_a_browser_would_refuse_what_got_into_a_page_and_say_so(tmp_path):
+    inside = '<script>document.body.style.fontFamily = "monospace"</script><img src="http://a/b">'
+    found, log = in_browser(tmp_path, page_of(verdict_of()).replace("</body>", inside + "</body>"))
+    assert "system-ui" in found[3]
+    assert log.count("violates the following Content Security Policy directive") == 2
 
 
 # --- the command -------------------------------------------------------------------------------

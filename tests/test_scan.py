@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -222,6 +223,14 @@ def test_names_cannot_write_to_the_terminal(cli, run, tmp_path):
     shutil.copy(write_clip(tmp_path / "c.mp4", 1), tmp_path / "esc\x1b[31m.mp4")
     result = cli("scan", tmp_path / "esc\x1b[31m.mp4", "--model", run, "--frames", 2)
     assert "\x1b" not in result.stdout and "\\x1b[31m" in result.stdout
+
+
+def test_a_terminal_of_few_characters_sees_escapes(run, tmp_path):
+    path = write_clip(tmp_path / "人脸.mp4", 1, n_frames=2)
+    command = [sys.executable, "-m", "dfdetect", "scan", path, "--model", run, "--frames", "1"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=environment, capture_output=True)
+    assert done.returncode == 0 and rb"\u4eba\u8138.mp4" in done.stdout
 
 
 def test_names_that_are_no_utf_8_stay_valid_json(cli, run, tmp_path):

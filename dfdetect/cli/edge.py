@@ -24,6 +24,9 @@ class EdgeGroup(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         with suppress(ValueError):  # not in the main thread: whoever owns it decides
             signal.signal(signal.SIGTERM, _terminate)
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # a terminal may know fewer characters than we show
+                stream.reconfigure(errors="backslashreplace")
         try:
             return super().invoke(ctx)
         except DfdetectError as error:
