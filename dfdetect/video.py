@@ -14,7 +14,7 @@ import os
 import stat
 import tempfile
 import warnings as python_warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import inf
@@ -73,8 +73,8 @@ _FFMPEG_ERRORS = (av.error.FFmpegError, ValueError, IndexError, UnicodeDecodeErr
 @dataclass(frozen=True)
 class Limits:
     """How much of a stranger's file is opened. A file that is larger, or has a larger picture, is
-    refused; of a longer one than `max_frames` (None: of any length), only the first frames are
-    decoded and a warning says so."""
+    refused; where more than `max_frames` (None: any number) would have to be decoded, only the
+    first are, and a warning says so."""
 
     max_bytes: int = 4 << 30
     max_pixels: int = 40_000_000  # of one frame
@@ -270,16 +270,17 @@ class Media:
             packets = _packets(container, stream)
             order = order_of(packets)
             n_frames = len(order)
+            wanted = {order[i]: i for i in sorted(choose(n_frames))}
+            need = needed(packets, wanted)
             if len(packets) < (self.info.n_frames or 0):
                 raise Irregular
-            if n_frames > (self.limits.max_frames or inf):
+            if sum(need) > (self.limits.max_frames or inf):
                 raise Irregular
-            wanted = {order[i]: i for i in sorted(choose(n_frames))}
             left, upright = iter(wanted), _Upright()
             self.n_frames, self.n_decoded = n_frames, 0
             try:
                 container.seek(0)
-                for yuv in _decoded(container, stream, packets, wanted):
+                for yuv in _decoded(container, stream, zip(packets, need, strict=True), wanted):
                     self.n_decoded += 1
                     _check_pixels(self.path, yuv.width, yuv.height, self.limits)
                     if yuv.is_corrupt:
@@ -707,16 +708,15 @@ def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> 
 def _decoded(
     container: av.container.InputContainer,
     stream: av.VideoStream,
-    packets: Sequence[Packet],
-    wanted: Collection[int],
+    expected: Iterator[tuple[Packet, bool]],
+    wanted: Container[int],
 ) -> Iterator[av.VideoFrame]:
-    """Frames of the packets that the `wanted` need; of those that no other refers to only the
-    wanted ones themselves. H.264 alone says of a frame that no other refers to it.
+    """Frames of the `expected` packets that are needed; of those that no other refers to only the
+    `wanted`. H.264 alone says of a frame that no other refers to it.
 
     Errors: libav's own; Irregular if other packets come than before.
     """
     decoder = stream.codec_context
-    expected = zip(packets, needed(packets, wanted), strict=True)
     can_leave_out = decoder.codec.canonical_name == "h264"
     gap = False
     for read in container.demux(stream):

@@ -141,7 +141,14 @@ def test_damage_that_no_chosen_frame_depends_on_changes_none_of_them():
         assert sample(media, 5, seen) == undamaged and media.warnings == []
 
 
-def test_of_a_video_beyond_the_frame_limit_only_the_beginning_is_sampled():
+def test_a_long_video_is_sampled_to_its_end_where_few_frames_need_decoding():
+    content = encoded("mp4", "libx264", X264 | {"g": "10"})
+    with open_media("made", Limits(max_frames=50), content) as media:
+        assert [index for index, _, _ in sample(media, 5, seen)] == sample_indices(N_FRAMES, 5)
+        assert media.n_decoded <= 50 and not media.is_longer and media.warnings == []
+
+
+def test_where_more_frames_need_decoding_than_the_limit_only_the_beginning_is_sampled():
     content = encoded("mp4", "libx264", X264)
     with open_media("made", Limits(max_frames=50), content) as media:
         assert [index for index, _, _ in sample(media, 5, seen)] == sample_indices(50, 5)
