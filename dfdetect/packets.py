@@ -14,6 +14,8 @@ CODECS = frozenset(["h264", "hevc", "vp9", "av1"])
 MOST = 1_000_000  # packets to reason about: eleven hours at 25 frames a second
 _IDR = (5,)  # H.264, table 7-1: nothing behind it refers to anything before it
 _IRAP = tuple(range(16, 22))  # H.265, table 7-1: nor does what is shown after it
+_H264_SETS, _H265_SETS = (7, 8, 13, 15), (32, 33, 34)  # parameters of sequences and pictures
+MOST_UNITS = 1000  # in a packet; a picture has few
 
 
 class Irregular(Exception):
@@ -29,31 +31,37 @@ class Packet(NamedTuple):
     is_shown: bool
 
 
-def starts_anew(codec: str, content: bytes, configuration: bytes) -> bool:
-    """Whether decoding can begin at this packet, which its container calls a key frame.
+def starts_anew(codec: str, is_key: bool, content: memoryview, configuration: bytes) -> bool:
+    """Whether decoding can begin at this packet; `is_key` is what its container says of it.
 
     Of H.264 and H.265 the container is not believed: it may mean a frame from which the picture
     only begins to recover. `configuration` is the avcC or hvcC box.
 
-    Errors: Irregular without such a box.
+    Errors: Irregular without such a box, or where the packet holds parameters of the stream that
+    are not in it: what follows would be decoded wrongly by who left the packet out.
     """
     if codec not in ("h264", "hevc"):
-        return True
-    at = 4 if codec == "h264" else 21
+        return is_key
+    at, is_start = 4 if codec == "h264" else 21, False
     if configuration[:1] != b"\1" or len(configuration) <= at:
         raise Irregular
-    units = _units(content, n_prefix=(configuration[at] & 3) + 1)
-    if codec == "h264":
-        return any(head & 31 in _IDR for head in units)
-    return any(head >> 1 & 63 in _IRAP for head in units)
+    for n, unit in enumerate(_units(content, (configuration[at] & 3) + 1)):
+        kind = unit[0] & 31 if codec == "h264" else unit[0] >> 1 & 63
+        is_start |= kind in (_IDR if codec == "h264" else _IRAP)
+        is_set = kind in (_H264_SETS if codec == "h264" else _H265_SETS)
+        if (is_set and bytes(unit) not in configuration) or n == MOST_UNITS:
+            raise Irregular
+    return is_start
 
 
-def _units(content: bytes, n_prefix: int) -> Iterator[int]:
-    """First bytes of the network abstraction layer units in a packet, each after its length."""
+def _units(content: memoryview, n_prefix: int) -> Iterator[memoryview]:
+    """The network abstraction layer units in a packet, each behind its length."""
     at = n_prefix
     while at < len(content):
-        yield content[at]
-        at += int.from_bytes(content[at - n_prefix : at]) + n_prefix
+        size = int.from_bytes(content[at - n_prefix : at])
+        if size:
+            yield content[at : at + size]
+        at += size + n_prefix
 
 
 def order_of(packets: Sequence[Packet]) -> list[int]:

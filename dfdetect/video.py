@@ -698,7 +698,9 @@ def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> 
                 continue
             if packet.pts is None or packet.is_corrupt or len(packets) == MOST:
                 raise Irregular
-            is_start = packet.is_keyframe and starts_anew(codec, bytes(packet), configuration)
+            if packet.has_sidedata("new_extradata"):
+                raise Irregular
+            is_start = starts_anew(codec, packet.is_keyframe, memoryview(packet), configuration)
             packets.append(Packet(packet.pts, is_start, not packet.is_discard))
     except _FFMPEG_ERRORS as error:
         raise Irregular from error

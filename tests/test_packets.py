@@ -88,9 +88,46 @@ def test_a_packet_that_stands_alone_only_by_the_container_s_word_is_no_start():
         packets = [packet for packet in container.demux(stream) if packet.size]
         assert sum(packet.is_keyframe for packet in packets) > 1
         box = stream.codec_context.extradata
-        assert [starts_anew("h264", bytes(packet), box) for packet in packets] == [
-            True, *[False] * (N_FRAMES - 1),
-        ]  # fmt: skip
+        assert [
+            i
+            for i, packet in enumerate(packets)
+            if starts_anew("h264", packet.is_keyframe, memoryview(packet), box)
+        ] == [0]
+
+
+def joined(*contents: bytes) -> bytes:
+    """The packets of several MP4s one after another, with the first one's description of them."""
+    whole, end = io.BytesIO(), 0
+    with av.open(whole, "w", format="mp4") as target:
+        for content in contents:
+            with av.open(io.BytesIO(content)) as source:
+                if not target.streams:
+                    stream = target.add_stream_from_template(source.streams.video[0])
+                packets = [p for p in source.demux(video=0) if p.size]
+                for packet in packets:
+                    packet.pts, packet.dts = packet.pts + end, packet.dts + end
+                    packet.stream = stream
+                    target.mux(packet)
+                end += N_FRAMES * 512
+    return whole.getvalue()
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_parameters_that_change_on_the_way_have_everything_decoded(codec):
+    def of(coded: str) -> bytes:
+        if codec == "libx265":
+            return encoded("mp4", codec, {"x265-params": f"repeat-headers=1:log-level=0:{coded}"})
+        return encoded("mp4", codec, {"x264-params": f"repeat-headers=1:log=-1:{coded}"})
+
+    one, other = ("sao=1", "sao=0") if codec == "libx265" else ("cabac=1", "cabac=0")
+    for second in (one, other):
+        content = joined(of(f"keyint=30:{one}"), of(f"keyint=30:{second}"))
+        with open_media("made", content=content) as media:
+            whole = seen(media.pictures())
+            assert len(whole) == 2 * N_FRAMES and media.warnings == []
+        with open_media("made", content=content) as media:
+            assert sample(media, 7, seen) == [whole[i] for i in sample_indices(len(whole), 7)]
+            assert (media.n_decoded < 2 * N_FRAMES) == (second == one)
 
 
 def test_frames_before_an_edit_list_s_beginning_are_left_out_and_told():
