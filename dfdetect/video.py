@@ -151,7 +151,9 @@ class Media:
     a mirroring left to right or none); and whether the limit ended them (`is_longer`).
     """
 
-    def __init__(self, path: Path, descriptor: int, limits: Limits) -> None:
+    def __init__(
+        self, path: Path, descriptor: int, limits: Limits, stack: contextlib.ExitStack
+    ) -> None:
         self.path = path
         self.limits = limits
         self.warnings: list[str] = []
@@ -181,8 +183,9 @@ class Media:
                 True,
             )
         else:
-            with self._container() as (container, stream):
-                self.info = _info(path, self._n_bytes, container, stream)
+            # Kept, because opening takes as long as decoding many frames.
+            self._unread = stack.enter_context(self._container())
+            self.info = _info(path, self._n_bytes, *self._unread)
 
     def sha256(self) -> str:
         """Of the very bytes that are decoded."""
@@ -266,18 +269,19 @@ class Media:
         if self._still is not None:
             yield from self.pictures()
             return
-        with self._container() as (container, stream):
+        with contextlib.ExitStack() as stack:
+            container, stream = self._unread or stack.enter_context(self._container())
+            self._unread = None
             packets = _packets(container, stream)
             order = order_of(packets)
-            n_frames = len(order)
-            wanted = {order[i]: i for i in sorted(choose(n_frames))}
+            self.n_frames, self.n_decoded = len(order), 0
+            wanted = {order[i]: i for i in sorted(choose(len(order)))}
             need = needed(packets, wanted)
             if len(packets) < (self.info.n_frames or 0):
                 raise Irregular
             if sum(need) > (self.limits.max_frames or inf):
                 raise Irregular
             left, upright = iter(wanted), _Upright()
-            self.n_frames, self.n_decoded = n_frames, 0
             try:
                 container.seek(0)
                 for yuv in _decoded(container, stream, zip(packets, need, strict=True), wanted):
@@ -293,7 +297,7 @@ class Media:
                 raise Irregular from error
         if next(left, None) is not None:
             raise Irregular
-        self._warn_of_hidden(len(packets) - n_frames)
+        self._warn_of_hidden(len(packets) - len(order))
 
     def _picture(self, index: int, yuv: av.VideoFrame, upright: "_Upright") -> Picture:
         time_s = yuv.time
@@ -382,10 +386,9 @@ def open_media(
             file.write(content)
             file.flush()
             descriptor = os.dup(file.fileno())
-    try:
-        yield Media(path, descriptor, limits)
-    finally:
-        os.close(descriptor)
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, descriptor)
+        yield Media(path, descriptor, limits, stack)
 
 
 def content_sha256(path: Path, limits: Limits = Limits()) -> str:
