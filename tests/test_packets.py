@@ -130,6 +130,75 @@ def test_parameters_that_change_on_the_way_have_everything_decoded(codec):
             assert (media.n_decoded < 2 * N_FRAMES) == (second == one)
 
 
+def boxes(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """(type, payload) of ISO base media boxes one after another."""
+    while content:
+        size = int.from_bytes(content[:4])
+        yield content[4:8], content[8:size]
+        content = content[size:]
+
+
+def box(kind: bytes, payload: bytes) -> bytes:
+    return (len(payload) + 8).to_bytes(4) + kind + payload
+
+
+def numbers(*values: int) -> bytes:
+    return b"".join(value.to_bytes(4) for value in values)
+
+
+def described_apart(content: bytes, other: bytes) -> bytes:
+    """An MP4 of `joined` contents whose second half has the description that `other` has."""
+    (description,) = (leaf for kind, leaf in leaves(other) if kind == b"stsd")
+
+    def rebuilt(payload: bytes, within: tuple[bytes, ...]) -> bytes:
+        parts = []
+        for kind, inner in boxes(payload):
+            if kind in within:
+                inner = rebuilt(inner, within)
+            elif kind == b"stsd":
+                inner = inner[:4] + numbers(2) + inner[8:] + description[8:]
+            elif kind == b"stsc":
+                inner = inner[:4] + numbers(2, 1, N_FRAMES, 1, 2, N_FRAMES, 2)
+            elif kind == b"stco":
+                sizes = next(leaf for name, leaf in leaves(content) if name == b"stsz")[12:]
+                first = int.from_bytes(inner[8:12])
+                half = sum(int.from_bytes(sizes[4 * i : 4 * i + 4]) for i in range(N_FRAMES))
+                inner = inner[:4] + numbers(2, first, first + half)
+            parts.append(box(kind, inner))
+        return b"".join(parts)
+
+    return rebuilt(content, (b"moov", b"trak", b"mdia", b"minf", b"stbl"))
+
+
+def leaves(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    for kind, payload in boxes(content):
+        if kind in (b"moov", b"trak", b"mdia", b"minf", b"stbl"):
+            yield from leaves(payload)
+        else:
+            yield kind, payload
+
+
+def test_a_video_with_several_descriptions_of_its_packets_is_decoded_whole():
+    one, other = (
+        encoded("mp4", "libx264", {"x264-params": f"keyint=30:log=-1:cabac={cabac}"})
+        for cabac in (1, 0)
+    )
+    apart = [seen_in(content) for content in (one, other)]
+    content = described_apart(joined(one, other), other)
+    with open_media("made", content=content) as media:
+        sampled = sample(media, 7, seen)
+        assert media.n_decoded == 2 * N_FRAMES and media.warnings == []
+    images = [image for half in apart for _, _, image in half]
+    assert [image for _, _, image in sampled] == [
+        images[i] for i in sample_indices(2 * N_FRAMES, 7)
+    ]
+
+
+def seen_in(content: bytes) -> list[tuple[int, float, bytes]]:
+    with open_media("made", content=content) as media:
+        return seen(media.pictures())
+
+
 def test_frames_before_an_edit_list_s_beginning_are_left_out_and_told():
     plain, content = encoded("mp4", "libx264", X264), io.BytesIO()
     with av.open(io.BytesIO(plain)) as source, av.open(content, "w", format="mp4") as target:
