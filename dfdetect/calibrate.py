@@ -39,7 +39,7 @@ from dfdetect.independence import (
     Row,
     Traces,
     of_split,
-    shared_with_train,
+    shared,
     traces,
     trained_folders,
     video_of,
@@ -497,7 +497,7 @@ def _missing_qualities(info: CheckpointInfo, rows: Sequence[Prediction]) -> list
 
 def _refuse_trained(here: Traces, trained: Sequence[Path], what: str) -> None:
     """Errors: DfdetectError if anything that is `here` is in the train split of `trained`."""
-    if told := shared_with_train(here, trained):
+    if told := shared(here, traces(trained, of_split("train"))):
         raise DfdetectError(
             f"{what}, which are in the train split of {', '.join(map(str, trained))} ({told})",
             "calibrate on people and videos that it was not trained on (one name in one dataset "

@@ -25,7 +25,7 @@ from dfdetect.embedding import FEWEST, Embedding, View, choose_crops, embedding_
 from dfdetect.errors import MOST_NAMED, DfdetectError, unknown
 from dfdetect.faces import CropRecipe
 from dfdetect.files import make_folder, read_json, write_json, write_whole
-from dfdetect.independence import of_split, shared_with_train, traces, what_trained
+from dfdetect.independence import of_split, shared, traces, what_trained
 from dfdetect.manifest import SPLITS, Sample, read_samples
 from dfdetect.predictions import (
     METRICS_SCHEMA,
@@ -393,18 +393,28 @@ def _unseen_warnings(checkpoint: Checkpoint, name: str, rows: Sequence[Sample]) 
 
 
 def _seen_warnings(checkpoint: Checkpoint, folders: Mapping[str, Path], split: str) -> list[str]:
-    """Where the model is measured on what it was trained on, or what chose its checkpoint."""
-    trained, warnings = what_trained(checkpoint, list(folders.values())), []
-    for name, folder in folders.items() if trained else ():
-        here, val = traces([folder], of_split(split)), traces(trained, of_split("val"))
-        if told := shared_with_train(here, trained):
+    """Where the model is measured on what it was trained on, or what chose its checkpoint; or that
+    this cannot be known, for which no measurement is refused."""
+    unknown_of = f"{', '.join(folders)}: not compared with what the model was trained on"
+    try:
+        trained = what_trained(checkpoint, list(folders.values()))
+        train, val = (traces(trained, of_split(name)) for name in ("train", "val"))
+    except DfdetectError as error:
+        return [f"{unknown_of} ({error.message})"]
+    if not trained:
+        return [f"{unknown_of}, which is not there"]
+    warnings = []
+    for name, folder in folders.items():
+        here = traces([folder], of_split(split))
+        if told := shared(here, train):
             warnings.append(
                 f"{name}: the model was trained on parts of its {split} split ({told}): figures of "
                 "it say nothing about what the model has not seen"
             )
-        elif n := len(here.videos & val.videos):
+        elif told := shared(here._replace(people=set()), val):
             warnings.append(
-                f"{name}: {n} videos of its {split} split chose the checkpoint: somewhat optimistic"
+                f"{name}: parts of its {split} split chose the checkpoint ({told}): somewhat "
+                "optimistic"
             )
     return warnings
 

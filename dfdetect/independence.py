@@ -78,15 +78,14 @@ def fingerprint_of(info: CheckpointInfo, data: Sequence[Path]) -> str:
     return fingerprint(rows)
 
 
-def shared_with_train(here: Traces, trained: Sequence[Path]) -> str:
-    """What of `here` is in the train split of the folders `trained`, in words; empty if nothing."""
-    train = traces(trained, of_split("train"))
-    shared = {
+def shared(here: Traces, there: Traces) -> str:
+    """What is in both, in words; empty if nothing."""
+    both = {
         name: sorted(mine & theirs)
-        for name, mine, theirs in zip(Traces._fields, here, train, strict=True)
+        for name, mine, theirs in zip(Traces._fields, here, there, strict=True)
         if mine & theirs
     }
     return "; ".join(
         f"{len(names)} {kind}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-        for kind, names in shared.items()
+        for kind, names in both.items()
     )

@@ -144,7 +144,8 @@ class Picture:
 
 
 class Media:
-    """An open video or picture: `info`, `count_frames()`, `pictures()`, collected `warnings`.
+    """An open video or picture: `info`, `count_frames()`, `pictures()` or `chosen()` of them,
+    collected `warnings`.
 
     Known when the last of `pictures()` or `chosen()` has come: `n_frames` that the file holds and
     `n_decoded` of them; how the first to come was made upright (`turned`, degrees clockwise, after

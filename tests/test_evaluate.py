@@ -267,12 +267,34 @@ def test_what_the_model_was_trained_on_or_chosen_by_is_pointed_out(run, data, tm
     (warning,) = told(data, "train")
     assert f"{n_train} videos: " in warning and "what the model has not seen" in warning
     (warning,) = told(data, "val")
-    assert "chose the checkpoint: somewhat optimistic" in warning
+    assert "val split chose the checkpoint (" in warning and " videos: " in warning
     assert told(data, "test") == []
     # People are named by their dataset, so a copy under another name counts as the same.
     copy = shutil.copytree(data, tmp_path / "copy")
     (warning,) = told(copy, "train")
     assert f"{n_train} videos: " in warning
+
+
+def test_that_a_model_could_not_be_compared_with_what_it_was_trained_on_is_told(
+    run, data, tmp_path
+):
+    copy = shutil.copytree(data, tmp_path / "copy")
+    alone = tmp_path / "run"
+    alone.mkdir()
+    shutil.copy(run / "detector.safetensors", alone)
+
+    def told():
+        warnings = evaluate(alone, [data, copy], "raw", rounds=0).warnings
+        return [w for w in warnings if "not compared with what the model was trained on" in w]
+
+    (warning,) = told()
+    assert warning.startswith("prepared, copy: ") and warning.endswith("which is not there")
+    about = json.loads((run / "run.json").read_text()) | {"data": [str(tmp_path / "damaged")]}
+    (alone / "run.json").write_text(json.dumps(about))
+    (tmp_path / "damaged" / "manifest").mkdir(parents=True)
+    (tmp_path / "damaged" / "manifest" / "part.parquet").write_bytes(b"no table")
+    (warning,) = told()
+    assert str(tmp_path / "damaged") in warning
 
 
 def test_unseen_is_all_that_was_never_trained_on_where_there_are_both_kinds():

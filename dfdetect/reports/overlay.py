@@ -74,7 +74,9 @@ def _counter(on_frame: Callable[[int], None]) -> Iterator[Path]:
     with tempfile.NamedTemporaryFile() as file:
 
         def watch() -> None:
-            while not done.wait(0.2):
+            is_over = False
+            while not is_over:
+                is_over = done.wait(0.2)
                 on_frame(int.from_bytes(os.pread(file.fileno(), 8, 0), "little"))
 
         watcher = threading.Thread(target=watch)
