@@ -85,7 +85,9 @@ def shared(here: Traces, there: Traces) -> str:
         for name, mine, theirs in zip(Traces._fields, here, there, strict=True)
         if mine & theirs
     }
+    one = {"people": "person", "videos": "video", "files": "file"}
     return "; ".join(
-        f"{len(names)} {kind}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        f"{len(names)} {one[kind] if len(names) == 1 else kind}: {', '.join(names[:3])}"
+        f"{', ...' if len(names) > 3 else ''}"
         for kind, names in both.items()
     )
